@@ -1,0 +1,251 @@
+"""Who may be paid, and how much: pure rules over what the config says.
+
+`SpendPolicy.judge` looks at one challenge and gives either the caps that its payment must fit or the reason
+why it is refused. It reads no counter: the caps are checked in the transaction that moves the money.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+from proxy_addon.core.terms import Terms
+from store import budgets
+from store.amounts import Token, parse_units
+from store.records import CounterMove
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port of a request, as the client asked for them."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def shown(self) -> str:
+        """The host as people write it: with its port only if that is not the scheme's own."""
+        return self.host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """One ``[[policy.hosts]]`` table. Amounts are decimal strings in whole tokens, as written."""
+
+    name: str  # "policy.hosts[0]", for errors
+    pattern: str  # host, *.host, either with :port
+    max_price: str
+    max_per_day: str
+    max_deposit: str
+    deposit: str
+    max_opens_per_day: int
+    max_deposits_per_day: str
+    max_channels_per_scope: int
+    authorise_ahead: str
+    payees: frozenset[str] = frozenset()
+    tokens: frozenset[str] = frozenset()
+    chains: frozenset[str] = frozenset()
+    allow_http: bool = False
+
+    def matches(self, origin: Origin) -> bool:
+        host, _, port = self.pattern.rpartition(":") if _has_port(self.pattern) else (self.pattern, "", "")
+        wanted = int(port) if port else _DEFAULT_PORTS.get(origin.scheme)
+        # A rule without a port means the scheme's own port, except for loopback, where none is special.
+        if origin.port != wanted and not (not port and origin.loopback):
+            return False
+        host = host.strip("[]")
+        if host.startswith("*."):
+            return origin.host.endswith(host[1:]) and len(origin.host) > len(host) - 1
+        return origin.host == host
+
+
+def _has_port(pattern: str) -> bool:
+    head, colon, tail = pattern.rpartition(":")
+    return bool(colon) and tail.isdigit() and (":" not in head or head.endswith("]"))
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRule:
+    """One ``[chains."…"]`` table, as far as policy needs it."""
+
+    caip2: str
+    tokens: Mapping[str, Token]
+    extra_escrows: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What one payment must fit, in base units of `token`."""
+
+    token: Token
+    host: str
+    rule: str
+    per_request: int
+    host_day: int
+    total_day: int
+    lifetime: int
+    max_deposit: int
+    deposit: int
+    opens_per_day: int
+    deposits_per_day: int
+    channels_per_scope: int
+    authorise_ahead: int
+
+    def raise_moves(self, amount: int, date: str) -> tuple[CounterMove, ...]:
+        """The counters that a raise of ``authorised`` by `amount` moves on UTC `date`, with their limits."""
+        token = self.token.address
+        return (
+            CounterMove(
+                budgets.host_day(token, self.host, date), amount, self.host_day, f"{self.rule}.max_per_day"
+            ),
+            CounterMove(budgets.total_day(token, date), amount, self.total_day, "policy.max_per_day"),
+            CounterMove(budgets.lifetime(token), amount, self.lifetime, "policy.max_lifetime"),
+        )
+
+    def open_moves(self, deposit: int, first: int, date: str) -> tuple[CounterMove, ...]:
+        """The counters of an opening: its first authorised amount, one opening, its deposit."""
+        token = self.token.address
+        return (
+            *self.raise_moves(first, date),
+            CounterMove(
+                budgets.opens(self.host, date), 1, self.opens_per_day, f"{self.rule}.max_opens_per_day"
+            ),
+            CounterMove(
+                budgets.deposits(token, self.host, date),
+                deposit,
+                self.deposits_per_day,
+                f"{self.rule}.max_deposits_per_day",
+            ),
+        )
+
+    def deposit_for(self, terms: Terms) -> int:
+        """What to deposit: what the server suggests, else our own size; never over our limit."""
+        wanted = terms.suggested_deposit if terms.suggested_deposit is not None else self.deposit
+        return min(max(wanted, terms.price, terms.min_delta), self.max_deposit, terms.amount_limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a challenge is not paid: a stable word for the ledger, a sentence for people."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpendPolicy:
+    """Everything the config says about who may be paid."""
+
+    hosts: tuple[HostRule, ...]
+    chains: Mapping[str, ChainRule]
+    max_per_day: str
+    max_lifetime: str
+    shadow: bool = False
+    _rules: dict[Origin, HostRule | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def rule_for(self, origin: Origin) -> HostRule | None:
+        """The first rule that matches, remembered per origin."""
+        try:
+            return self._rules[origin]
+        except KeyError:
+            found = next((rule for rule in self.hosts if rule.matches(origin)), None)
+            if len(self._rules) > 10_000:  # a client that walks through names must not fill our memory
+                self._rules.clear()
+            self._rules[origin] = found
+            return found
+
+    def judge(self, origin: Origin, terms: Terms, escrows: Mapping[str, str]) -> Caps | Refusal:
+        """Caps for paying `terms` to `origin`, or the reason against it. `escrows` are the canonical ones."""
+        rule = self.rule_for(origin)
+        if rule is None:
+            return Refusal(
+                "host-not-allowed", f"{origin.shown} is in no [[policy.hosts]] table; add one to pay it"
+            )
+        if origin.scheme != "https" and not (origin.loopback or rule.allow_http):
+            return Refusal(
+                "insecure",
+                f"{origin.shown} asks for money over plain http; use https, or set {rule.name}.allow_http = true",
+            )
+        chain = self.chains.get(terms.chain)
+        if chain is None or (rule.chains and terms.chain not in rule.chains):
+            where = f'[chains."{terms.chain}"]' if chain is None else f"{rule.name}.chains"
+            return Refusal(
+                "chain-not-allowed", f"{origin.shown} wants to be paid on {terms.chain}, not in {where}"
+            )
+        token = chain.tokens.get(terms.token)
+        if token is None or (rule.tokens and terms.token not in rule.tokens):
+            where = f'[[chains."{terms.chain}".tokens]]' if token is None else f"{rule.name}.tokens"
+            return Refusal("token-not-allowed", f"{origin.shown} wants token {terms.token}, not in {where}")
+        canonical = escrows.get(terms.chain, escrows.get("*"))
+        if terms.escrow != canonical and terms.escrow not in chain.extra_escrows:
+            return Refusal(
+                "escrow-not-allowed",
+                f"{origin.shown} names the escrow {terms.escrow}; only {canonical or 'none'} is known on {terms.chain}"
+                f' (others: [chains."{terms.chain}"].extra_escrows)',
+            )
+        if rule.payees and terms.payee not in rule.payees:
+            return Refusal(
+                "payee-not-allowed",
+                f"{origin.shown} names the payee {terms.payee}, not in {rule.name}.payees",
+            )
+        caps = self._caps(rule, token, origin)
+        need = max(terms.price, terms.min_delta)
+        if need > caps.per_request:
+            return Refusal(
+                "over-max-price",
+                f"{origin.shown} asks {token.show(need)}, over max_price {token.show(caps.per_request)}"
+                f" ({rule.name}); raise it to pay this",
+            )
+        if need > caps.max_deposit:
+            return Refusal(
+                "over-max-deposit",
+                f"{origin.shown} asks {token.show(need)}, over max_deposit"
+                f" {token.show(caps.max_deposit)} ({rule.name})",
+            )
+        return caps
+
+    def _caps(self, rule: HostRule, token: Token, origin: Origin) -> Caps:
+        def units(text: str) -> int:
+            return parse_units(text, token.decimals, rule.name)
+
+        return Caps(
+            token=token,
+            host=str(origin).partition("://")[2],
+            rule=rule.name,
+            per_request=units(rule.max_price),
+            host_day=units(rule.max_per_day),
+            total_day=units(self.max_per_day),
+            lifetime=units(self.max_lifetime),
+            max_deposit=units(rule.max_deposit),
+            deposit=units(rule.deposit),
+            opens_per_day=rule.max_opens_per_day,
+            deposits_per_day=units(rule.max_deposits_per_day),
+            channels_per_scope=rule.max_channels_per_scope,
+            authorise_ahead=units(rule.authorise_ahead),
+        )

@@ -1,0 +1,102 @@
+"""What a payment method must offer. A new method is one new module and one line in the registry.
+
+A method knows bytes: ids, typed data, payloads, transactions. It decides nothing, holds no key, keeps no
+state and moves no money; `payer` does that. Amounts are base units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from proxy_addon.core.messages import Challenge
+from proxy_addon.core.terms import Terms
+from store.records import Channel, PaymentScope
+
+
+class ChainReader(Protocol):
+    """The reads that a method needs of its chain. Raises `ChainUnavailable`."""
+
+    async def call(self, to: str, data: bytes, *, block: str = "latest") -> bytes: ...
+    async def head(self) -> ChainHead: ...
+    async def balance(self, token: str, holder: str) -> int: ...
+
+
+class TransactionSigner(Protocol):
+    """Signs one transaction with the payer's key, after reading in the bytes themselves that it does what was meant.
+
+    It takes what is hashed, never a hash: a digest could be that of anything, a voucher too.
+    """
+
+    @property
+    def address(self) -> str: ...
+    def sign_transaction(self, payload: bytes) -> bytes:
+        """65 bytes r ‖ s ‖ v (27 or 28) over the keccak-256 of `payload`. Raises `SignerRefused`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHead:
+    number: int
+    timestamp: int  # Unix seconds, the block's own
+    base_fee: int  # wei per gas
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPlan:
+    """A signed opening, complete before anything is durable or sent."""
+
+    channel_id: str
+    descriptor: Mapping[str, str]
+    transaction: str  # 0x76…, signed
+    tx_hash: str
+    valid_before: int  # Unix seconds
+    max_fee: int = 0  # the most the network may charge the payer, in the fee token's base units; 0: sponsored
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """What the chain says of one channel."""
+
+    exists: bool
+    deposit: int
+    settled: int
+    close_requested_at: int | None  # Unix seconds, of a forced close
+    block: ChainHead
+
+
+class Method(Protocol):
+    """One version of one payment method, e.g. tempo session v2."""
+
+    family: str
+    version: str
+    escrows: Mapping[str, str]  # CAIP-2 chain -> the canonical escrow there ("*" for any chain)
+
+    def terms(self, challenge: Challenge) -> Terms:
+        """Read a challenge. Raises `RemoteProtocolError` naming the field, `UnsupportedChallenge` if not ours."""
+
+    def scope(self, terms: Terms, *, payer: str, voucher_signer: str, origin: str) -> PaymentScope: ...
+
+    def channel_id(self, scope: PaymentScope, descriptor: Mapping[str, str]) -> str:
+        """Recomputed from the descriptor: an id is never taken from a peer."""
+
+    def voucher_digest(self, channel: Channel, amount: int) -> bytes:
+        """The 32 bytes to sign for a cumulative `amount`. Raises ``ValueError`` outside the integer type."""
+
+    def plan_open(
+        self,
+        scope: PaymentScope,
+        *,
+        deposit: int,
+        salt: bytes,
+        head: ChainHead,
+        fee_payer: bool,
+        signer: TransactionSigner,
+    ) -> OpenPlan: ...
+
+    def open_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]: ...
+    def voucher_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]: ...
+    def close_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]: ...
+
+    async def read_channel(self, chain: ChainReader, channel: Channel) -> ChainState:
+        """Raises `ChainUnavailable`."""

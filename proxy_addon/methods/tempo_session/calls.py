@@ -1,0 +1,127 @@
+"""Calls of the TIP-1034 channel reserve, and what its getters and events say.
+
+A descriptor is the mapping that goes on the wire: seven fields, lower-case hex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from proxy_addon.methods.abi import (
+    address_word,
+    bytes32_word,
+    keccak256,
+    parse_address,
+    parse_bytes32,
+    read_address,
+    read_uint,
+    selector,
+    to_hex,
+    uint_word,
+    words,
+)
+
+_TUPLE: Final = "(address,address,address,address,bytes32,address,bytes32)"
+OPEN: Final = selector("open(address,address,address,uint96,bytes32,address)")
+TOP_UP: Final = selector(f"topUp({_TUPLE},uint96)")
+REQUEST_CLOSE: Final = selector(f"requestClose({_TUPLE})")
+WITHDRAW: Final = selector(f"withdraw({_TUPLE})")
+GET_STATE: Final = selector("getChannelState(bytes32)")
+
+DESCRIPTOR_FIELDS: Final = (
+    "payer",
+    "payee",
+    "operator",
+    "token",
+    "salt",
+    "authorizedSigner",
+    "expiringNonceHash",
+)
+_BYTES32_FIELDS: Final = frozenset({"salt", "expiringNonceHash"})
+AMOUNT_BITS: Final = 96
+
+
+def parse_descriptor(value: Mapping[str, object]) -> dict[str, str]:
+    """The seven fields, normalised. Raises ``ValueError`` naming the field that is missing or malformed."""
+    return {
+        name: (parse_bytes32 if name in _BYTES32_FIELDS else parse_address)(
+            value.get(name), f"descriptor.{name}"
+        )
+        for name in DESCRIPTOR_FIELDS
+    }
+
+
+def descriptor_words(descriptor: Mapping[str, str]) -> bytes:
+    return b"".join(
+        (bytes32_word if name in _BYTES32_FIELDS else address_word)(descriptor[name])
+        for name in DESCRIPTOR_FIELDS
+    )
+
+
+def channel_id(descriptor: Mapping[str, str], *, escrow: str, chain_id: int) -> str:
+    return to_hex(keccak256(descriptor_words(descriptor) + address_word(escrow) + uint_word(chain_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """The arguments of ``open``: what a payer puts into the escrow, and for whom."""
+
+    payee: str
+    operator: str
+    token: str
+    deposit: int
+    salt: str
+    authorized_signer: str
+
+    def encode(self) -> bytes:
+        return OPEN + b"".join(
+            (
+                address_word(self.payee),
+                address_word(self.operator),
+                address_word(self.token),
+                uint_word(self.deposit, AMOUNT_BITS),
+                bytes32_word(self.salt),
+                address_word(self.authorized_signer),
+            )
+        )
+
+
+def parse_open(data: bytes) -> OpenCall:
+    """The arguments of an ``open`` call. Raises ``ValueError`` for any other call, and for padded arguments."""
+    if data[:4] != OPEN:
+        raise ValueError("not an open call")
+    payee, operator, token, deposit, salt, signer = words(data[4:], 6, "open's arguments")
+    return OpenCall(
+        payee=read_address(payee, "payee"),
+        operator=read_address(operator, "operator"),
+        token=read_address(token, "token"),
+        deposit=read_uint(deposit, AMOUNT_BITS, "deposit"),
+        salt=to_hex(salt),
+        authorized_signer=read_address(signer, "authorizedSigner"),
+    )
+
+
+def encode_get_state(channel: str) -> bytes:
+    return GET_STATE + bytes32_word(channel)
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveState:
+    """What the reserve stores of a channel; all zero if there is none, or none any more."""
+
+    settled: int
+    deposit: int
+    close_requested_at: int  # Unix seconds; 0: none
+
+
+def parse_state(data: bytes) -> ReserveState:
+    """Raises ``ValueError`` for what no reserve can have answered."""
+    settled_word, deposit_word, requested_word = words(data, 3, "a channel's state")
+    settled = read_uint(settled_word, AMOUNT_BITS, "settled")
+    deposit = read_uint(deposit_word, AMOUNT_BITS, "deposit")
+    requested = read_uint(requested_word, 32, "closeRequestedAt")
+    if settled > deposit:
+        raise ValueError(f"settled {settled} is more than the deposit {deposit}")
+    return ReserveState(settled, deposit, requested)

@@ -1,0 +1,206 @@
+"""Tempo session v2: channels of the TIP-1034 reserve precompile.
+
+Bytes only: channel ids, voucher digests, payloads, the opening transaction. `payer` decides and pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy_addon.core.errors import ChainUnavailable
+from proxy_addon.methods.abi import ZERO_ADDRESS, parse_address, to_bytes, to_hex
+from proxy_addon.methods.contract import ChainHead, ChainReader, ChainState, OpenPlan, TransactionSigner
+from proxy_addon.methods.tempo_session.calls import (
+    OpenCall,
+    channel_id,
+    encode_get_state,
+    parse_descriptor,
+    parse_state,
+)
+from proxy_addon.methods.tempo_session.terms import parse_terms
+from proxy_addon.methods.tempo_session.voucher import FAMILY, V2
+from proxy_addon.methods.tempo_tx import (
+    PRIORITY_FEE,
+    VALIDITY_S,
+    Call,
+    TempoTransaction,
+    fee_in_base_units,
+    max_fee_for,
+)
+from store.amounts import UINT96_MAX
+from store.records import Channel, PaymentScope
+
+if TYPE_CHECKING:
+    from proxy_addon.core.messages import Challenge
+    from proxy_addon.core.terms import Terms
+
+VERSION: Final = "v2"
+RESERVE: Final = "0x4d50500000000000000000000000000000000000"
+OPEN_GAS: Final = 800_000
+"""Measured: 312k; a token's first channel writes one slot more (250k, TIP-1000). Only what is used is charged.
+Sponsors refuse transactions of more than 2M gas or 0.05 dollars at the maximum fee, so more is not safer."""
+
+
+class TempoSessionV2:
+    """`contract.Method` for ``tempo``/``session`` challenges with ``sessionProtocol: "v2"``."""
+
+    family: str = FAMILY
+    version: str = VERSION
+    escrows: Mapping[str, str] = {"*": RESERVE}
+
+    def terms(self, challenge: Challenge) -> Terms:
+        return parse_terms(challenge, VERSION)
+
+    def scope(self, terms: Terms, *, payer: str, voucher_signer: str, origin: str) -> PaymentScope:
+        return PaymentScope(
+            family=FAMILY,
+            version=VERSION,
+            chain=terms.chain,
+            escrow=terms.escrow,
+            token=terms.token,
+            payee=terms.payee,
+            payer=parse_address(payer, "payer"),
+            voucher_signer=parse_address(voucher_signer, "voucher signer"),
+            discriminator=terms.discriminator,
+            origin=origin,
+        )
+
+    def channel_id(self, scope: PaymentScope, descriptor: Mapping[str, str]) -> str:
+        """Recomputed from the descriptor: an id is never taken from a peer.
+
+        Raises ``ValueError`` if the descriptor is malformed or belongs to another scope.
+        """
+        parsed = parse_descriptor(descriptor)
+        expected = _descriptor(scope, salt=parsed["salt"], nonce_hash=parsed["expiringNonceHash"])
+        for name, value in expected.items():
+            # A zero signer and the payer's own address mean the same to the reserve, and give different ids.
+            own_signer = name == "authorizedSigner" and parsed[name] == scope.voucher_signer
+            if parsed[name] != value and not own_signer:
+                raise ValueError(f"descriptor.{name} is {parsed[name]}: this scope has {value}")
+        return channel_id(parsed, escrow=scope.escrow, chain_id=scope.chain_id)
+
+    def voucher_digest(self, channel: Channel, amount: int) -> bytes:
+        """The 32 bytes to sign for a cumulative `amount`. Raises ``ValueError`` outside uint96."""
+        return V2.digest_for(channel, amount)
+
+    def plan_open(
+        self,
+        scope: PaymentScope,
+        *,
+        deposit: int,
+        salt: bytes,
+        head: ChainHead,
+        fee_payer: bool,
+        signer: TransactionSigner,
+    ) -> OpenPlan:
+        """A signed opening that can land until `valid_before`, in the chain's own time.
+
+        Nothing is sent and nothing durable yet: whoever has the bytes can open the channel, so they are on
+        record before they leave. Raises ``ValueError`` for a deposit or salt that does not fit, and whatever
+        the signer raises when it refuses.
+        """
+        if not 0 < deposit <= UINT96_MAX:
+            raise ValueError(f"a deposit of {deposit} is not between 1 and {UINT96_MAX}")
+        if len(salt) != 32:
+            raise ValueError(f"a salt has 32 bytes, not {len(salt)}")
+        opening = OpenCall(
+            payee=scope.payee,
+            operator=scope.discriminator,
+            token=scope.token,
+            deposit=deposit,
+            salt=to_hex(salt),
+            authorized_signer=_authorized_signer(scope),
+        )
+        transaction = TempoTransaction(
+            chain_id=scope.chain_id,
+            gas_limit=OPEN_GAS,
+            max_fee_per_gas=max_fee_for(head.base_fee),
+            max_priority_fee_per_gas=PRIORITY_FEE,
+            calls=(Call(to_bytes(scope.escrow), opening.encode()),),
+            valid_before=head.timestamp + VALIDITY_S,
+            fee_token=None if fee_payer else to_bytes(scope.token),
+            sponsored=fee_payer,
+        )
+        nonce_hash = to_hex(transaction.expiring_nonce_hash(to_bytes(scope.payer)))
+        descriptor = _descriptor(scope, salt=opening.salt, nonce_hash=nonce_hash)
+        signature = signer.sign_transaction(transaction.encode_for_signing())
+        return OpenPlan(
+            channel_id=self.channel_id(scope, descriptor),
+            descriptor=descriptor,
+            transaction=to_hex(transaction.encode_signed(signature)),
+            tx_hash=to_hex(transaction.tx_hash(signature)),
+            valid_before=head.timestamp + VALIDITY_S,
+            max_fee=0 if fee_payer else fee_in_base_units(OPEN_GAS, transaction.max_fee_per_gas),
+        )
+
+    def open_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]:
+        """Raises ``ValueError`` if the record has no opening on its way."""
+        if channel.pending is None or channel.pending.kind != "open":
+            raise ValueError(f"channel {channel.channel_id} has no opening transaction on record")
+        return {
+            "action": "open",
+            "type": "transaction",
+            "channelId": channel.channel_id,
+            "transaction": channel.pending.raw,
+            "signature": to_hex(signature),
+            "descriptor": dict(channel.descriptor),
+            "cumulativeAmount": str(amount),
+            "authorizedSigner": channel.descriptor["authorizedSigner"],
+        }
+
+    def voucher_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]:
+        return _voucher("voucher", channel, amount, signature)
+
+    def close_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]:
+        return _voucher("close", channel, amount, signature)
+
+    async def read_channel(self, chain: ChainReader, channel: Channel) -> ChainState:
+        """The channel's state in one block, the head of the moment. Raises `ChainUnavailable`.
+
+        The reserve forgets a channel that is closed: `exists` is false before the opening and after the end.
+        """
+        head = await chain.head()
+        data = await chain.call(
+            channel.scope.escrow, encode_get_state(channel.channel_id), block=hex(head.number)
+        )
+        try:
+            state = parse_state(data)
+        except ValueError as error:
+            raise ChainUnavailable(
+                f"{channel.scope.chain} answered nonsense for channel {channel.channel_id} at {channel.scope.escrow}:"
+                f" {error}; is that escrow on this chain, and the RPC endpoint the right one?"
+            ) from error
+        return ChainState(
+            exists=state.deposit > 0,
+            deposit=state.deposit,
+            settled=state.settled,
+            close_requested_at=state.close_requested_at or None,
+            block=head,
+        )
+
+
+def _authorized_signer(scope: PaymentScope) -> str:
+    return ZERO_ADDRESS if scope.voucher_signer == scope.payer else scope.voucher_signer
+
+
+def _descriptor(scope: PaymentScope, *, salt: str, nonce_hash: str) -> dict[str, str]:
+    return {
+        "payer": scope.payer,
+        "payee": scope.payee,
+        "operator": scope.discriminator,
+        "token": scope.token,
+        "salt": salt,
+        "authorizedSigner": _authorized_signer(scope),
+        "expiringNonceHash": nonce_hash,
+    }
+
+
+def _voucher(action: str, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]:
+    return {
+        "action": action,
+        "channelId": channel.channel_id,
+        "descriptor": dict(channel.descriptor),
+        "cumulativeAmount": str(amount),
+        "signature": to_hex(signature),
+    }

@@ -1,0 +1,256 @@
+"""The moves of a channel's account: pure functions from one record to the next.
+
+The rules, first (amounts in base units, times in ms):
+
+- ``authorised = paid + uncertain + held + free``, each ≥ 0, and ``authorised ≤ ceiling`` (the deposit).
+- ``authorised`` only rises, and only by `raise_authorised`, which a commit makes durable before anything is
+  signed. Every voucher that leaves carries at most ``authorised``.
+- A request in flight holds its price. When it ends, the hold becomes *paid*, *uncertain* or *free*, by what
+  the wire showed.
+- A server's word (`receipt`) moves money between *uncertain* and *free* only, and only if its request was
+  alone on the channel, so that it cannot be about anything else.
+- After a crash the journal's lines run through these same functions again (`fold`); so nothing counts twice.
+
+A move that its rule forbids raises `IllegalMove` and yields no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final, assert_never
+
+from store.records import Channel, Hold
+
+UNKNOWN_MARGIN_MS: Final = 30_000
+"""After its challenge expired plus this, a request that was lost on the way cannot become charged any more."""
+
+CLEAN_UNTIL_AHEAD: Final = 50
+"""So many clean answers after any write-off before money is authorised ahead again."""
+
+
+class IllegalMove(ValueError):
+    """The account does not allow this move; it is a bug of ours, or a record that was tampered with."""
+
+
+class Ending(StrEnum):
+    """What became of a hold."""
+
+    PAID = "paid"  # a receipt, and the whole answer
+    FREE = "free"  # provably not charged
+    UNDELIVERED = (
+        "undelivered"  # answered, but nothing proves whether it was charged, or it was not delivered whole
+    )
+    UNKNOWN = "unknown"  # no answer: it may still arrive and be charged until its challenge expires
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Journal: a credential is about to leave."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Journal: a request ended. `spent` is the receipt's, if it had one; `accepted` the voucher taken, or 0."""
+
+    request_id: str
+    ending: Ending
+    at: int
+    spent: int | None = None
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Journal: a request that costs nothing told what the server has charged so far."""
+
+    seq: int  # of the channel when the probe left
+    sent_at: int
+    at: int
+    spent: int
+    voucher: int
+
+
+Move = Sent | Ended | Probed
+
+
+def raise_authorised(channel: Channel, amount: int) -> Channel:
+    """Allow vouchers up to `amount` more. Nothing may be signed until the returned record is durable."""
+    if amount < 0:
+        raise IllegalMove(f"authorised of {channel.channel_id} would fall by {-amount}")
+    if channel.authorised + amount > channel.ceiling:
+        raise IllegalMove(
+            f"authorised of {channel.channel_id} would be {channel.authorised + amount},"
+            f" over its deposit of {channel.ceiling}"
+        )
+    return replace(channel, authorised=channel.authorised + amount)
+
+
+def hold(
+    channel: Channel,
+    request_id: str,
+    amount: int,
+    *,
+    voucher: int,
+    sent_at: int,
+    expires_at: int,
+    fingerprint: str,
+) -> tuple[Channel, Hold]:
+    """Reserve `amount` out of ``free`` for one request; commits nothing, signs nothing."""
+    if amount < 0 or amount > channel.free:
+        raise IllegalMove(f"{channel.channel_id} has {channel.free} free, not {amount}")
+    seq = channel.seq + 1
+    held = Hold(
+        request_id=request_id,
+        amount=amount,
+        voucher=voucher,
+        sent_at=sent_at,
+        expires_at=expires_at,
+        seq=-1 if channel.holds else seq,
+        fingerprint=fingerprint,
+    )
+    return _with_hold(replace(channel, seq=seq), held), held
+
+
+def restamp(channel: Channel, request_id: str, *, voucher: int, expires_at: int) -> tuple[Channel, Hold]:
+    """The same hold, sent once more with another voucher or challenge: no new money."""
+    old = _find(channel, request_id)
+    new = replace(old, voucher=voucher, expires_at=max(expires_at, old.expires_at))
+    return replace(channel, holds={**channel.holds, request_id: new}), new
+
+
+def end(channel: Channel, move: Ended) -> Channel:
+    """Apply an ending, and then what its receipt says."""
+    ended = _find(channel, move.request_id)
+    holds = {key: value for key, value in channel.holds.items() if key != move.request_id}
+    channel = replace(channel, holds=holds, held=channel.held - ended.amount)
+    match move.ending:
+        case Ending.PAID:
+            channel = replace(channel, paid=channel.paid + ended.amount)
+        case Ending.FREE:
+            pass
+        case Ending.UNDELIVERED:
+            channel = _doubt(channel, ended.amount, move.at)
+        case Ending.UNKNOWN:
+            channel = _doubt(channel, ended.amount, ended.expires_at + UNKNOWN_MARGIN_MS)
+        case _:
+            assert_never(move.ending)
+    if move.accepted:
+        channel = replace(
+            channel,
+            accepted=max(channel.accepted, min(move.accepted, channel.authorised)),
+            clean_needed=max(0, channel.clean_needed - (move.ending is Ending.PAID)),
+            bad_rows=0,
+        )
+    if move.spent is not None:
+        channel = _receipt(channel, move.spent, seq=ended.seq, sent_at=ended.sent_at, at=move.at)
+    return channel
+
+
+def probed(channel: Channel, move: Probed) -> Channel:
+    """What a probe that was alone on the channel says; a probe costs nothing and holds nothing."""
+    channel = replace(channel, accepted=max(channel.accepted, min(move.voucher, channel.authorised)))
+    return _receipt(channel, move.spent, seq=move.seq, sent_at=move.sent_at, at=move.at)
+
+
+def write_off(channel: Channel, amount: int, at: int) -> Channel:
+    """Our account was too rosy: at most `amount` of what we thought free may have been charged."""
+    moved = min(amount, channel.free)
+    if moved <= 0:
+        return channel
+    return replace(_doubt(channel, moved, at), clean_needed=CLEAN_UNTIL_AHEAD)
+
+
+def apply(channel: Channel, move: Move) -> Channel:
+    """One journal line. In a replay a hold may exceed what is free for a moment; `fold` checks the end."""
+    match move:
+        case Sent(held):
+            if held.request_id in channel.holds:  # sent again under the same hold
+                return replace(channel, holds={**channel.holds, held.request_id: held})
+            return _with_hold(replace(channel, seq=channel.seq + 1), held)
+        case Ended():
+            # A line of a hold that the record has ended already says nothing new.
+            return end(channel, move) if move.request_id in channel.holds else channel
+        case Probed():
+            return probed(channel, move)
+        case _:
+            assert_never(move)
+
+
+def fold(channel: Channel, moves: Iterable[Move]) -> Channel:
+    """What the last owner's journal adds to its record after a crash in the same run of the machine.
+
+    Requests that were sent and have no ending may have been charged: they become uncertain, not free.
+    Raises `IllegalMove` if the lines contradict the record; the caller then uses `doubt_everything`.
+    """
+    for move in moves:
+        channel = apply(channel, move)
+    for held in tuple(channel.holds.values()):
+        channel = end(channel, Ended(held.request_id, Ending.UNKNOWN, at=held.sent_at))
+    check(channel)
+    return channel
+
+
+def doubt_everything(channel: Channel, eligible_at: int) -> Channel:
+    """After a power cut, or with a journal that makes no sense: all that was not paid may have been charged."""
+    doubtful = channel.authorised - channel.paid - channel.uncertain
+    channel = replace(channel, holds={}, held=0)
+    channel = _doubt(channel, doubtful, eligible_at) if doubtful else channel
+    check(channel)
+    return channel
+
+
+def check(channel: Channel) -> None:
+    """The invariants of one record. Raises `IllegalMove` naming the one that is broken."""
+    name = channel.channel_id
+    if channel.held != sum(one.amount for one in channel.holds.values()):
+        raise IllegalMove(f"{name}: held is {channel.held}, but its holds are another sum")
+    parts = {
+        "paid": channel.paid,
+        "uncertain": channel.uncertain,
+        "held": channel.held,
+        "free": channel.free,
+        "authorised": channel.authorised,
+    }
+    for part, amount in parts.items():
+        if amount < 0:
+            raise IllegalMove(f"{name}: {part} is {amount}, below zero")
+    if channel.authorised > channel.ceiling:
+        raise IllegalMove(
+            f"{name}: authorised is {channel.authorised}, over the deposit of {channel.ceiling}"
+        )
+
+
+def _find(channel: Channel, request_id: str) -> Hold:
+    try:
+        return channel.holds[request_id]
+    except KeyError:
+        raise IllegalMove(f"{channel.channel_id} holds nothing for request {request_id}") from None
+
+
+def _with_hold(channel: Channel, held: Hold) -> Channel:
+    return replace(channel, holds={**channel.holds, held.request_id: held}, held=channel.held + held.amount)
+
+
+def _doubt(channel: Channel, amount: int, eligible_at: int) -> Channel:
+    return replace(
+        channel,
+        uncertain=channel.uncertain + amount,
+        eligible_at=max(channel.eligible_at, eligible_at),
+    )
+
+
+def _receipt(channel: Channel, spent: int, *, seq: int, sent_at: int, at: int) -> Channel:
+    """Believe a cumulative `spent` as far as it can be about nothing but what is uncertain."""
+    overlapped = seq != channel.seq or channel.holds
+    still_open = channel.uncertain and channel.eligible_at > sent_at
+    spent = min(spent, channel.authorised)
+    if overlapped or still_open or spent < channel.paid:
+        return channel
+    change = spent - channel.paid - channel.uncertain
+    if change > 0:
+        return write_off(channel, change, at)
+    return replace(channel, uncertain=channel.uncertain + change)
