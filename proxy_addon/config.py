@@ -7,7 +7,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from proxy_addon.core.policy import ChainRule, HostRule, SpendPolicy
 from store.amounts import Token, parse_units
@@ -38,7 +47,9 @@ def _caip2(value: str) -> str:
     return value
 
 
-def _amount(value: str) -> str:
+def _amount(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'expected an amount in quotes, such as "0.10", not {value!r}')
     parse_units(value, 18, "the value")  # the token's own decimals are checked where the tokens are known
     return value
 
@@ -50,12 +61,18 @@ def _path(value: Path) -> Path:
 def _host(value: str) -> str:
     if not _HOST.match(value):
         raise ValueError('expected a host such as "api.example.com", "*.example.com" or "127.0.0.1:8080"')
+    _, colon, port = value.rpartition(":")
+    if colon and port.isdigit() and not 1 <= int(port) <= 65535:
+        raise ValueError(f"port {port} does not exist; expected 1 to 65535")
     return value.lower()
 
 
 Address = Annotated[str, AfterValidator(_address)]
 Caip2 = Annotated[str, AfterValidator(_caip2)]
-Amount = Annotated[str, AfterValidator(_amount)]
+Amount = Annotated[str, BeforeValidator(_amount)]
+# Strict: "no" must not come to mean true, nor true one.
+Count = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
 HostPattern = Annotated[str, AfterValidator(_host)]
 UserPath = Annotated[Path, AfterValidator(_path)]
 
@@ -88,9 +105,11 @@ class Store(_Table):
 
 class Proxy(_Table):
     listen_host: str = "127.0.0.1"
-    listen_port: int = Field(default=8402, ge=0, le=65535)
-    reason_header: bool = False
-    max_body_mib: int = Field(default=256, ge=0)
+    listen_port: Count = Field(default=8402, ge=0, le=65535)
+    reason_header: Flag = False
+    upstream_ca: UserPath | None = None
+    release_idle_s: Count = Field(default=3, ge=1)
+    max_body_mib: Count = Field(default=256, ge=0)
 
 
 class Host(_Table):
@@ -99,14 +118,14 @@ class Host(_Table):
     max_per_day: Amount
     max_deposit: Amount
     deposit: Amount | None = None
-    max_opens_per_day: int = Field(default=3, ge=0)
+    max_opens_per_day: Count = Field(default=3, ge=0)
     max_deposits_per_day: Amount | None = None
-    max_channels_per_scope: int = Field(default=4, ge=1)
+    max_channels_per_scope: Count = Field(default=4, ge=1)
     authorise_ahead: Amount = "0"
     payees: tuple[Address, ...] = ()
     tokens: tuple[Address, ...] = ()
     chains: tuple[Caip2, ...] = ()
-    allow_http: bool = False
+    allow_http: Flag = False
 
 
 class Policy(_Table):
@@ -118,13 +137,13 @@ class Policy(_Table):
 class TokenEntry(_Table):
     address: Address
     symbol: str = Field(min_length=1, max_length=16)
-    decimals: int = Field(default=6, ge=0, le=18)
+    decimals: Count = Field(default=6, ge=0, le=18)
 
 
 class Chain(_Table):
     rpc: tuple[str, ...] = Field(min_length=1)
     extra_escrows: tuple[Address, ...] = ()
-    timeout_s: int = Field(default=10, ge=1, le=120)
+    timeout_s: Count = Field(default=10, ge=1, le=120)
     tokens: tuple[TokenEntry, ...] = ()
 
 

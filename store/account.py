@@ -139,12 +139,10 @@ def end(channel: Channel, move: Ended) -> Channel:
         case _:
             assert_never(move.ending)
     if move.accepted:
-        channel = replace(
-            channel,
-            accepted=max(channel.accepted, min(move.accepted, channel.authorised)),
-            clean_needed=max(0, channel.clean_needed - (move.ending is Ending.PAID)),
-            bad_rows=0,
-        )
+        channel = replace(channel, accepted=max(channel.accepted, min(move.accepted, channel.authorised)))
+        if move.ending is not Ending.FREE:  # a voucher that was taken for nothing is no sign of health
+            clean_needed = max(0, channel.clean_needed - (move.ending is Ending.PAID))
+            channel = replace(channel, clean_needed=clean_needed, bad_rows=0)
     if move.spent is not None:
         channel = _receipt(channel, move.spent, seq=ended.seq, sent_at=ended.sent_at, at=move.at)
     return channel
@@ -162,6 +160,31 @@ def write_off(channel: Channel, amount: int, at: int) -> Channel:
     if moved <= 0:
         return channel
     return replace(_doubt(channel, moved, at), clean_needed=CLEAN_UNTIL_AHEAD)
+
+
+def learn_delta(channel: Channel, voucher: int, per_request: int) -> Channel:
+    """The server called the step to `voucher` too small: remember what it takes.
+
+    A voucher that it never took teaches its smallest step, up to a quarter of the per-request limit. One that
+    it took before teaches, the second time, that it does not take the same voucher twice.
+    """
+    if voucher > channel.accepted:
+        learned = min(per_request // 4, 2 * (voucher - channel.accepted))
+        return replace(channel, min_delta=max(channel.min_delta, learned))
+    strikes = channel.delta_strikes + 1
+    return replace(channel, delta_strikes=strikes, equal_refused=channel.equal_refused or strikes >= 2)
+
+
+def count_bad_row(channel: Channel, dispatched_at: int, at: int) -> Channel:
+    """A client request ended unpaid although we believed the server (repairs c, d). See `is_spoiled`."""
+    if dispatched_at <= channel.bad_row_at:
+        return channel  # it overlapped the one before: the same trouble, seen twice
+    return replace(channel, bad_rows=channel.bad_rows + 1, bad_row_at=at)
+
+
+def is_spoiled(channel: Channel) -> bool:
+    """Two such requests, one after the other: the channel is no good to either side."""
+    return channel.bad_rows >= 2
 
 
 def apply(channel: Channel, move: Move) -> Channel:
@@ -196,11 +219,9 @@ def fold(channel: Channel, moves: Iterable[Move]) -> Channel:
 
 def doubt_everything(channel: Channel, eligible_at: int) -> Channel:
     """After a power cut, or with a journal that makes no sense: all that was not paid may have been charged."""
-    doubtful = channel.authorised - channel.paid - channel.uncertain
     channel = replace(channel, holds={}, held=0)
-    channel = _doubt(channel, doubtful, eligible_at) if doubtful else channel
-    check(channel)
-    return channel
+    check(channel)  # before: what is broken must not come out looking whole
+    return _doubt(channel, channel.free, eligible_at)
 
 
 def check(channel: Channel) -> None:
@@ -222,6 +243,10 @@ def check(channel: Channel) -> None:
         raise IllegalMove(
             f"{name}: authorised is {channel.authorised}, over the deposit of {channel.ceiling}"
         )
+    if channel.close_amount is not None and not 0 <= channel.close_amount <= channel.authorised:
+        raise IllegalMove(
+            f"{name}: a close voucher of {channel.close_amount} is over the authorised {channel.authorised}"
+        )
 
 
 def _find(channel: Channel, request_id: str) -> Hold:
@@ -236,6 +261,8 @@ def _with_hold(channel: Channel, held: Hold) -> Channel:
 
 
 def _doubt(channel: Channel, amount: int, eligible_at: int) -> Channel:
+    if not amount:  # nothing to wait for
+        return channel
     return replace(
         channel,
         uncertain=channel.uncertain + amount,

@@ -40,12 +40,20 @@ def deposits(token: str, host: str, date: str) -> str:
     return f"deposits/{token}/{date}/{host}"
 
 
-RAISED: Final = ("host-day/", "total-day/", "lifetime/")
+LIFETIME: Final = "lifetime/"
+REFUNDED: Final = "refunded/"
+
+RAISED: Final = ("host-day/", "total-day/", LIFETIME)
 """The families that every raise of ``authorised`` moves, each by exactly the raise."""
 
 
 def is_raise(key: str) -> bool:
     return key.startswith(RAISED)
+
+
+def refund_moves(token: str, amount: int) -> tuple[CounterMove, ...]:
+    """What a proven close gives back to `lifetime`: ``authorised − captured``. Dates get nothing back."""
+    return (CounterMove(lifetime(token), -amount), CounterMove(refunded(token), amount))
 
 
 def reversed_moves(moves: Iterable[CounterMove]) -> tuple[CounterMove, ...]:

@@ -10,7 +10,7 @@ written; after a crash inside it, all or nothing is there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -18,7 +18,7 @@ from store import account, budgets
 from store.codec import decode_channel, decode_int, encode_channel, encode_int
 from store.contract import Backend, StoreError, Transaction
 from store.lifecycle import FINAL, PENDING_OPEN, REUSABLE, ChannelStatus, advance
-from store.records import Channel, CounterMove, PaymentScope
+from store.records import Channel, CounterMove, JournalMark, PaymentScope
 
 _CHANNEL: Final = b"c/"
 _SCOPE: Final = b"s/"
@@ -140,32 +140,40 @@ class ChannelStore:
                 raise ScopeFull("an opening of this scope is on its way; its outcome decides")
             if sum(other.status in REUSABLE for other in others) >= max_channels:
                 raise ScopeFull(f"the scope has max_channels_per_scope = {max_channels} channels, all in use")
-            _charge(txn, moves, raised=channel.authorised)
+            _charge(txn, moves, raised=channel.authorised, returnable={})
             _store(txn, channel)
             return channel
 
         return await self._backend.transact(work)
 
-    async def claim(self, channel_id: str, recover: Recover) -> Channel:
+    async def claim(self, channel_id: str, recover: Recover, *, mark: JournalMark | None = None) -> Channel:
         """Become the owner: bump the epoch and fold what a dead owner left, in one commit.
 
-        `recover` gets the record of an owner that died without giving it back, and returns the folded one; it
-        may read the dead owner's journal, which nobody writes any more. From the commit on, the former owner's
-        writes are fenced. Raises `ChannelBusy` while the owner lives.
+        `recover` gets the record of an owner that did not give it back (it died; or this process let go of the
+        channel without writing that down), and returns the folded one. It may read that owner's journal, which
+        says nothing new of this channel any more. From the commit on, the former owner's writes are fenced.
+        Raises `ChannelBusy` while another owner lives.
+
+        `mark` is where this process's journal stands: should it die before its next commit, the one after it
+        folds from there on. Without it (and where `recover` sets none) that one has to doubt everything.
         """
 
         def work(txn: Transaction) -> Channel:
             channel = _load(txn, channel_id)
-            if channel.owner == self.owner_id:
-                return channel
             if channel.owner is not None:
-                if self._backend.alive(channel.owner):
+                if channel.owner != self.owner_id and self._backend.alive(channel.owner):
                     raise ChannelBusy(channel)
                 recovered = recover(channel)
                 account.check(recovered)
                 if recovered.authorised != channel.authorised:
                     raise Conflict(f"recovery must not change authorised of {channel_id}")
-                channel = recovered
+                if _identity(recovered) != _identity(channel):
+                    raise Conflict(f"recovery must not change what channel {channel_id} is")
+                advance(channel.status, recovered.status)
+                channel = recovered if mark is None else replace(recovered, folded=mark)
+            else:
+                # The record's mark is in the journal of whoever gave it back; what comes now is in ours.
+                channel = replace(channel, folded=mark)
             channel = replace(channel, owner=self.owner_id, epoch=channel.epoch + 1)
             _store(txn, channel)
             return channel
@@ -176,7 +184,8 @@ class ChannelStore:
         """Write the record back, and with it the counters that its raise moves.
 
         Raises `Fenced` (another owner), `LimitExceeded`, `Conflict` (``authorised`` would fall, or was raised
-        without its counters), `lifecycle.IllegalTransition`. Only after it returned may anything up to the new
+        without its counters or on a channel that pays nothing any more; counters would get back what was not
+        taken, or twice), `lifecycle.IllegalTransition`. Only after it returned may anything up to the new
         ``authorised`` be signed.
         """
         moves = tuple(counters)
@@ -186,12 +195,20 @@ class ChannelStore:
             current = _load(txn, channel.channel_id)
             if current.owner != self.owner_id or current.epoch != channel.epoch:
                 raise Fenced(f"channel {channel.channel_id} has another owner now (epoch {current.epoch})")
-            if channel.scope != current.scope or channel.descriptor != current.descriptor:
+            if channel.owner != self.owner_id:
+                raise Conflict(f"channel {channel.channel_id} is given back by release, and given to nobody")
+            if _identity(channel) != _identity(current):
                 raise Conflict(f"channel {channel.channel_id} cannot change its scope or descriptor")
             if channel.authorised < current.authorised:
                 raise Conflict(f"authorised of {channel.channel_id} would fall below {current.authorised}")
             advance(current.status, channel.status)
-            _charge(txn, moves, raised=channel.authorised - current.authorised)
+            raised = channel.authorised - current.authorised
+            if raised and channel.status not in REUSABLE:
+                raise Conflict(
+                    f"channel {channel.channel_id} is {channel.status}: nothing is authorised on it"
+                )
+            ends = current.status not in FINAL and channel.status in FINAL
+            _charge(txn, moves, raised=raised, returnable=_returnable(channel) if ends else {})
             _store(txn, channel)
 
         await self._backend.transact(work)
@@ -212,7 +229,8 @@ class ChannelStore:
             current = _load(txn, channel.channel_id)
             if current.owner != self.owner_id or current.epoch != channel.epoch:
                 raise Fenced(f"channel {channel.channel_id} has another owner now (epoch {current.epoch})")
-            if channel.authorised != current.authorised or channel.status is not current.status:
+            unwritten = channel.authorised != current.authorised or channel.status is not current.status
+            if unwritten or _identity(channel) != _identity(current):
                 raise Conflict(f"channel {channel.channel_id} has changes that were not written")
             _store(txn, replace(channel, owner=None))
 
@@ -220,6 +238,19 @@ class ChannelStore:
 
     async def close(self) -> None:
         await self._backend.close()
+
+
+def _identity(channel: Channel) -> tuple[str, PaymentScope, Mapping[str, str]]:
+    return channel.channel_id, channel.scope, channel.descriptor
+
+
+def _returnable(channel: Channel) -> dict[str, int]:
+    """The most that each family of counters gets back as the channel ends: what nobody can take any more."""
+    if channel.status is ChannelStatus.FAILED:
+        return dict.fromkeys(budgets.RAISED, channel.authorised)
+    if channel.captured is None:  # not proven
+        return {}
+    return {budgets.LIFETIME: max(0, channel.authorised - channel.captured)}
 
 
 def _age(channel: Channel) -> tuple[int, str]:
@@ -262,19 +293,30 @@ def _store(txn: Transaction, channel: Channel) -> None:
         txn.put(_SHORT + channel.scope.short_key.encode() + b"/" + name, b"")
 
 
-def _charge(txn: Transaction, moves: tuple[CounterMove, ...], *, raised: int) -> None:
+def _charge(
+    txn: Transaction, moves: tuple[CounterMove, ...], *, raised: int, returnable: Mapping[str, int]
+) -> None:
     """Move the counters, each within its limit; money that is authorised must be on all of them."""
-    for family in budgets.RAISED:
-        charged = sum(move.amount for move in moves if move.key.startswith(family))
-        # A close or a failed opening gives back without a raise; a raise is charged exactly.
-        if charged != raised and (raised or charged > 0):
-            raise Conflict(f"a raise of {raised} was charged as {charged} to the {family.rstrip('/')} budget")
+    charged = {
+        family: sum(move.amount for move in moves if move.key.startswith(family)) for family in budgets.RAISED
+    }
+    for family, amount in charged.items():
+        # A raise is charged exactly; only a close or a failed opening gives back, once.
+        if amount != raised and (raised or not -returnable.get(family, 0) <= amount <= 0):
+            raise Conflict(f"a raise of {raised} was charged as {amount} to the {family.rstrip('/')} budget")
+    refunded = sum(move.amount for move in moves if move.key.startswith(budgets.REFUNDED))
+    if refunded and refunded != -charged[budgets.LIFETIME]:
+        raise Conflict(
+            f"{refunded} refunded, but {-charged[budgets.LIFETIME]} given back to the lifetime budget"
+        )
     for move in moves:
         key = _COUNTER + move.key.encode()
         value = txn.get(key)
         used = 0 if value is None else decode_int(value)
         if move.amount > 0 and move.limit is not None and used + move.amount > move.limit:
             raise LimitExceeded(move, used)
+        if used + move.amount < min(used, 0):
+            raise Conflict(f"{move.key} has {used}, {-move.amount} cannot be given back to it")
         txn.put(key, encode_int(used + move.amount))
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from store.account import Ended, Ending, Move, Probed, Sent
+from store.account import Ended, Ending, IllegalMove, Move, Probed, Sent
 from store.contract import StoreUnavailable
 from store.records import Hold, JournalMark
 
@@ -77,9 +77,14 @@ class Journal:
             record["channel"] = channel_id
         if move is not None:
             record["move"] = _move_to_json(move)
-        data = orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE)
-        if self._torn:  # end the torn line, so that this one stands alone; readers skip what does not parse
-            data = b"\n" + data
+        try:
+            data = orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # long integers, bytes of a client that are no text: rare, so only then walked
+            data = orjson.dumps(_plain(record), default=str, option=orjson.OPT_APPEND_NEWLINE)
+        if self._torn:
+            # End the torn line, so that this one stands alone, and spoil it: it may lack only its newline, and
+            # whoever wrote it was told that it is not there.
+            data = b"~\n" + data
         try:
             written = os.write(self._fd, data)
         except OSError as error:
@@ -112,6 +117,8 @@ def read_lines(path: Path) -> Iterator[Line]:
                 return
             try:
                 fields = orjson.loads(raw)
+                if type(fields["n"]) is not int:
+                    continue
                 yield Line(
                     number=fields["n"],
                     fields=fields,
@@ -123,12 +130,43 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def moves_after(directory: Path, mark: JournalMark, channel_id: str) -> list[Move]:
-    """What the journal of `mark` says of one channel since the record was folded."""
-    return [
-        line.move
-        for line in read_lines(directory / f"{mark.journal}{SUFFIX}")
-        if line.number > mark.line and line.channel_id == channel_id and line.move is not None
-    ]
+    """What the journal of `mark` says of one channel since the record was folded.
+
+    Raises `account.IllegalMove` if lines that were written are not there (the file is gone, cut short or
+    damaged): money may have left that they would name, so the caller uses `account.doubt_everything`.
+    """
+    path = directory / f"{mark.journal}{SUFFIX}"
+    if not path.exists():
+        raise IllegalMove(
+            f"the ledger {path} is gone, but {channel_id} was folded up to its line {mark.line}"
+        )
+    moves, last = [], 0
+    for line in read_lines(path):
+        if line.number != last + 1:
+            raise IllegalMove(f"the ledger {path} goes from line {last} to {line.number}: lines are lost")
+        last = line.number
+        if line.number > mark.line and line.channel_id == channel_id and line.move is not None:
+            moves.append(line.move)
+    if last < mark.line:
+        raise IllegalMove(
+            f"the ledger {path} ends at line {last}, but {channel_id} was folded up to {mark.line}"
+        )
+    return moves
+
+
+def _plain(value: object) -> object:
+    """What JSON can carry and give back: long integers as decimal strings, stray bytes spelled out."""
+    match value:
+        case int():
+            return value if -(2**63) <= value < 2**63 else str(value)
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case Mapping():
+            return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value
 
 
 def _move_to_json(move: Move) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class ChannelStatus(StrEnum):
 _S = ChannelStatus
 
 TRANSITIONS: Final[dict[ChannelStatus, frozenset[ChannelStatus]]] = {
-    _S.PROPOSED: frozenset({_S.SENT, _S.UNKNOWN, _S.FAILED}),
+    # The step to "sent" is a line of the ledger; the record may learn of it together with the outcome.
+    _S.PROPOSED: frozenset({_S.SENT, _S.OPEN, _S.UNKNOWN, _S.FAILED, _S.CLOSED}),
     _S.SENT: frozenset({_S.OPEN, _S.UNKNOWN, _S.FAILED, _S.CLOSED}),
     _S.UNKNOWN: frozenset({_S.OPEN, _S.FAILED, _S.CLOSED}),
     _S.OPEN: frozenset({_S.DRAINING, _S.ASIDE, _S.CLOSED}),

@@ -134,8 +134,10 @@ def _parse_field(text: str) -> list[AuthChallenge]:
             problem = problem or f"parameter {name} follows a token68"
         elif name in params:
             problem = problem or f"parameter {name} appears more than once"
-        token = element["token"]
-        params[name] = token if token is not None else _unescape(element["quoted"])
+        quoted = element["quoted"]
+        params[name] = value = element["token"] if quoted is None else _unescape(quoted)
+        if quoted is not None and _FORBIDDEN.search(value):
+            problem = problem or f"parameter {name} holds an escaped control character"
     finish()
     return challenges
 
@@ -294,10 +296,8 @@ def _http_date(text: str, now: int) -> int | None:
         return None
     year = int(found["year"])
     this_year = (_EPOCH + timedelta(milliseconds=now)).year
-    if len(found["year"]) == 2:
-        year += this_year - this_year % 100
-        if year > this_year + 50:  # RFC 9110 section 5.6.7: then it means the past
-            year -= 100
+    if len(found["year"]) == 2:  # the one at most 50 years ahead, says RFC 9110 section 5.6.7
+        year = this_year + 50 - (this_year + 50 - year) % 100
     month = _MONTHS.index(found["month"]) + 1
     second = min(int(found["second"]), 59)
     try:

@@ -24,7 +24,8 @@ from proxy_addon.core.headers import (
     parse_date_time,
     parse_www_authenticate,
 )
-from proxy_addon.core.strict_json import b64_decode_any, b64url_decode, b64url_encode, decode_object
+from proxy_addon.core.members import Members
+from proxy_addon.core.strict_json import MAX_DEPTH, b64url_decode, b64url_encode, decode_object
 from store.amounts import parse_wire
 
 PAYMENT_RESPONSE_FIELDS: Final = (
@@ -58,6 +59,7 @@ _OPTIONAL: Final = ("expires", "digest", "description", "opaque", "header")
 # The draft has letters only; servers and SDKs also name methods "x402" or "tempo-v2".
 _METHOD: Final = re.compile(r"[a-z][a-z0-9:_-]*\Z")
 _INTENT: Final = re.compile(r"[A-Za-z0-9-]+\Z")
+_MOST_CHALLENGES: Final = 32  # bounds what one answer can make us log
 _CREDENTIAL_HEADERS: Final[dict[str, Literal["Authorization", "Payment-Authorization"]]] = {
     "authorization": "Authorization",
     "payment-authorization": "Payment-Authorization",
@@ -92,7 +94,7 @@ class Challenge:
     @cached_property
     def credential_header(self) -> Literal["Authorization", "Payment-Authorization"]:
         """The request field that carries the credential."""
-        name = _CREDENTIAL_HEADERS.get((self.header or "Authorization").lower())
+        name = _CREDENTIAL_HEADERS.get("authorization" if self.header is None else self.header.lower())
         if name is None:
             raise RemoteProtocolError(
                 f"header is {ascii(self.header)[:60]}: a credential goes in Authorization or"
@@ -123,22 +125,31 @@ def parse_challenges(values: Iterable[str]) -> Parsed:
     """Read all WWW-Authenticate fields; a malformed challenge does not hide a good one. Never raises."""
     challenges: list[Challenge] = []
     problems: list[str] = []
-    total = 0
-    payments = (found for found in parse_www_authenticate(values) if found.scheme == PAYMENT)
-    for number, found in enumerate(payments, start=1):
-        total += sum(len(name) + len(value) for name, value in found.params.items())
-        try:
-            if found.problem:
-                raise RemoteProtocolError(found.problem)
-            if total > FIELD_LIMIT:
-                raise RemoteProtocolError(f"the Payment challenges together are over {FIELD_LIMIT} bytes")
-            challenges.append(_from_params(found))
-        except RemoteProtocolError as error:
-            problems.append(f"Payment challenge {number}: {error}")
+    total = number = 0
+    for value in values:
+        if PAYMENT not in value.lower():
+            continue
+        if total + len(value) > FIELD_LIMIT:
+            problems.append(f"a field of {len(value)} bytes makes the Payment challenges over {FIELD_LIMIT}")
+            continue
+        total += len(value)
+        for found in parse_www_authenticate((value,)):
+            if found.scheme != PAYMENT:
+                continue
+            number += 1
+            if number > _MOST_CHALLENGES:
+                problems.append(f"there are more than {_MOST_CHALLENGES} Payment challenges")
+                return Parsed(tuple(challenges), tuple(problems))
+            try:
+                challenges.append(_from_params(found))
+            except RemoteProtocolError as error:
+                problems.append(f"Payment challenge {number}: {error}")
     return Parsed(tuple(challenges), tuple(problems))
 
 
 def _from_params(found: AuthChallenge) -> Challenge:
+    if found.problem:
+        raise RemoteProtocolError(found.problem)
     if found.token68 is not None:
         raise RemoteProtocolError("it has a token68 where parameters are expected")
     return challenge_from(found.params)
@@ -175,6 +186,7 @@ def challenge_from(params: Mapping[str, object]) -> Challenge:
 
 # credentials = "Payment" 1*SP base64url-nopad: one, and nothing beside it.
 _CREDENTIAL: Final = re.compile(r"[Pp][Aa][Yy][Mm][Ee][Nn][Tt] ++([A-Za-z0-9_-]++)\Z")
+_PAYMENT_SCHEME: Final = re.compile(r"(?:\A|,)[\t ]*+payment(?:[\t ]|\Z)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +212,8 @@ def _plain(value: object) -> dict[Any, Any]:
 
 
 def is_payment_credential(value: str) -> bool:
-    """Does this Authorization value use the Payment scheme, well-formed or not?"""
-    return value.strip("\t ")[:8].lower() in ("payment", "payment ", "payment\t")
+    """Does this Authorization value use the Payment scheme, well-formed or not, alone or in a list?"""
+    return _PAYMENT_SCHEME.search(value) is not None
 
 
 def parse_credential(value: str) -> Credential:
@@ -213,10 +225,13 @@ def parse_credential(value: str) -> Credential:
     found = _CREDENTIAL.match(value.strip("\t "))
     if found is None:
         raise RemoteProtocolError("expected one Payment credential: Payment, a space, base64url")
-    members = decode_object(
-        b64url_decode(found[1], "credential"), "credential", max_size=CREDENTIAL_LIMIT, max_depth=18
+    values = decode_object(
+        b64url_decode(found[1], "credential"),
+        "credential",
+        max_size=CREDENTIAL_LIMIT,
+        max_depth=MAX_DEPTH + 2,
     )
-    echo, payload, source = members.get("challenge"), members.get("payload"), members.get("source")
+    echo, payload, source = values.get("challenge"), values.get("payload"), values.get("source")
     if not isinstance(echo, dict):
         raise RemoteProtocolError("credential.challenge is no object")
     if not isinstance(payload, dict):
@@ -227,6 +242,7 @@ def parse_credential(value: str) -> Credential:
 
 
 # --- Receipt ---------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
@@ -246,35 +262,39 @@ class Receipt:
 
 def parse_receipt(value: str) -> Receipt:
     """A Payment-Receipt field. Raises `RemoteProtocolError` naming the member."""
-    return receipt_from(members.decode_field(value, "Payment-Receipt"))
+    return _receipt(Members.of_field(value, "Payment-Receipt"))
 
 
-def parse_receipt_event(data: str | bytes) -> Receipt:
-    """The JSON of a ``payment-receipt`` event."""
-    return receipt_from(decode_object(data, "payment-receipt"))
+def parse_receipt_json(data: str | bytes) -> Receipt:
+    """The data of a ``payment-receipt`` event."""
+    return _receipt(Members.of_json(data, "payment-receipt"))
 
 
-def receipt_from(fields: Mapping[str, Any]) -> Receipt:
-    what = "receipt"
-    if members.get("status") != "success":
-        raise RemoteProtocolError(f"{what}.status is {ascii(members.get('status'))[:60]}: expected 'success'")
+def receipt_from(value: object) -> Receipt:
+    """A receipt inside something that is already decoded."""
+    return _receipt(Members.of(value, "receipt"))
+
+
+def _receipt(read: Members) -> Receipt:
+    if (status := read.text("status")) != "success":
+        raise RemoteProtocolError(f"{read.what}.status is {ascii(status)[:60]}: expected 'success'")
     return Receipt(
-        method=members.text(members, "method", what),
-        timestamp=members.text(members, "timestamp", what),
-        reference=members.text(members, "reference", what),
-        intent=members.maybe_text(members, "intent", what),
-        challenge_id=members.maybe_text(members, "challengeId", what),
-        channel_id=members.maybe_hexadecimal(members, "channelId", what, members.HEX32),
-        accepted_cumulative=members.maybe_amount(members, "acceptedCumulative", what),
-        spent=members.maybe_amount(members, "spent", what),
-        units=members.units(members),
-        tx_hash=members.maybe_hexadecimal(members, "txHash", what, members.HEX32),
+        method=read.text("method"),
+        timestamp=read.text("timestamp"),
+        reference=read.text("reference"),
+        intent=read.maybe_text("intent"),
+        challenge_id=read.maybe_text("challengeId"),
+        channel_id=read.maybe_hash("channelId"),
+        accepted_cumulative=read.maybe_amount("acceptedCumulative"),
+        spent=read.maybe_amount("spent"),
+        units=read.units(),
+        tx_hash=read.maybe_hash("txHash"),
     )
 
 
 def format_receipt(receipt: Receipt) -> str:
     """The value of a Payment-Receipt field."""
-    members: dict[str, Any] = {
+    values: dict[str, Any] = {
         "method": receipt.method,
         "intent": receipt.intent,
         "status": "success",
@@ -287,7 +307,7 @@ def format_receipt(receipt: Receipt) -> str:
         "units": receipt.units,
         "txHash": receipt.tx_hash,
     }
-    return b64url_encode(orjson.dumps({name: value for name, value in members.items() if value is not None}))
+    return b64url_encode(orjson.dumps({name: value for name, value in values.items() if value is not None}))
 
 
 def _shown(amount: int | None) -> str | None:
@@ -313,7 +333,7 @@ class Problem:
     @property
     def kind(self) -> str | None:
         """``session/insufficient-balance``, ``verification-failed``, …; None if not of the Payment scheme."""
-        return self.type.removeprefix(PROBLEM_BASE) if self.type.startswith(PROBLEM_BASE) else None
+        return self.type.removeprefix(PROBLEM_BASE) or None if self.type.startswith(PROBLEM_BASE) else None
 
 
 def parse_problem(content_type: str, body: bytes) -> Problem | None:
@@ -323,26 +343,26 @@ def parse_problem(content_type: str, body: bytes) -> Problem | None:
     """
     if not is_problem_json(content_type):
         return None
-    members = decode_object(body, "problem", max_size=BODY_LIMIT)
-    kind, status = members.get("type"), members.get("status")
+    values = decode_object(body, "problem", max_size=BODY_LIMIT)
+    status = values.get("status")
     return Problem(
-        type=kind if isinstance(kind, str) else "about:blank",
-        title=_lenient_text(members, "title"),
-        detail=_lenient_text(members, "detail"),
+        type=_string(values, "type") or "about:blank",
+        title=_string(values, "title"),
+        detail=_string(values, "detail"),
         status=status if type(status) is int else None,
-        challenge_id=_lenient_text(members, "challengeId"),
-        required_top_up=_lenient_amount(members, "requiredTopUp"),
+        challenge_id=_string(values, "challengeId"),
+        required_top_up=_amount(values, "requiredTopUp"),
     )
 
 
-def _lenient_text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = members.get(name)
+def _string(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
     return value if isinstance(value, str) else None
 
 
-def _lenient_amount(fields: Mapping[str, Any], name: str) -> int | None:
+def _amount(values: Mapping[str, Any], name: str) -> int | None:
     try:
-        return parse_wire(members.get(name), name)
+        return parse_wire(values.get(name), name)
     except ValueError:
         return None
 
@@ -361,15 +381,19 @@ class NeedVoucher:
 
 
 def parse_need_voucher(data: str | bytes) -> NeedVoucher:
-    """The JSON of a ``payment-need-voucher`` event."""
-    return need_voucher_from(decode_object(data, "payment-need-voucher"))
+    """The data of a ``payment-need-voucher`` event."""
+    return _need_voucher(Members.of_json(data, "payment-need-voucher"))
 
 
-def need_voucher_from(fields: Mapping[str, Any]) -> NeedVoucher:
-    what = "need-voucher"
+def need_voucher_from(value: object) -> NeedVoucher:
+    """The same, already decoded (WebSocket frames hold it as an object)."""
+    return _need_voucher(Members.of(value, "payment-need-voucher"))
+
+
+def _need_voucher(read: Members) -> NeedVoucher:
     return NeedVoucher(
-        channel_id=members.hexadecimal(members, "channelId", what, members.HEX32),
-        required_cumulative=members.amount(members, "requiredCumulative", what),
-        accepted_cumulative=members.amount(members, "acceptedCumulative", what),
-        deposit=members.amount(members, "deposit", what),
+        channel_id=read.hash("channelId"),
+        required_cumulative=read.amount("requiredCumulative"),
+        accepted_cumulative=read.amount("acceptedCumulative"),
+        deposit=read.amount("deposit"),
     )

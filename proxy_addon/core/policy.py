@@ -29,13 +29,17 @@ class Origin:
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{self._bracketed}:{self.port}"
 
     @property
     def shown(self) -> str:
         """The host as people write it: with its port only if that is not the scheme's own."""
-        return self.host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{self.host}:{self.port}"
+        usual = self.port == _DEFAULT_PORTS.get(self.scheme)
+        return self._bracketed if usual else f"{self._bracketed}:{self.port}"
+
+    @property
+    def _bracketed(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def loopback(self) -> bool:
@@ -215,6 +219,12 @@ class SpendPolicy:
                 f"{origin.shown} names the payee {terms.payee}, not in {rule.name}.payees",
             )
         caps = self._caps(rule, token, origin)
+        if terms.min_delta > max(terms.price, caps.per_request // 4):
+            return Refusal(
+                "over-max-delta",
+                f"{origin.shown} takes vouchers in steps of {token.show(terms.min_delta)}, over its price and over"
+                f" a quarter of max_price {token.show(caps.per_request)} ({rule.name}); raise it to pay this",
+            )
         need = max(terms.price, terms.min_delta)
         if need > caps.per_request:
             return Refusal(

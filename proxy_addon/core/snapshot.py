@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from proxy_addon.core import members
 from proxy_addon.core.errors import RemoteProtocolError
+from proxy_addon.core.members import Members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +20,7 @@ class SignedVoucher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSnapshot:
-    """A channel as the server sees it. Only `highest_voucher` can prove anything."""
+    """A claim, but for `highest_voucher`; whether its parts make up `channel_id` is for the method to check."""
 
     channel_id: str
     chain_id: int
@@ -38,56 +36,53 @@ class SessionSnapshot:
     highest_voucher: SignedVoucher | None = None
 
 
-_DESCRIPTOR: Final[dict[str, re.Pattern[str]]] = {
-    "payer": members.ADDRESS,
-    "payee": members.ADDRESS,
-    "operator": members.ADDRESS,
-    "token": members.ADDRESS,
-    "salt": members.HEX32,
-    "authorizedSigner": members.ADDRESS,
-    "expiringNonceHash": members.HEX32,
-}
-
-
 def parse_snapshot(value: str) -> SessionSnapshot:
     """A Payment-Session-Snapshot field: base64url by the draft, padded base64 by mppx."""
-    return snapshot_from(members.decode_field(value, "Payment-Session-Snapshot"))
+    return _snapshot(Members.of_field(value, "Payment-Session-Snapshot"))
 
 
-def snapshot_from(members: object) -> SessionSnapshot:
-    """``methodDetails.sessionSnapshot``."""
-    what = "snapshot"
-    members = members.as_object(members, what)
-    descriptor = members.as_object(members.get("descriptor"), f"{what}.descriptor")
-    chain_id = members.get("chainId")
+def snapshot_from(value: object) -> SessionSnapshot:
+    """``methodDetails.sessionSnapshot`` of a challenge. Raises `RemoteProtocolError` naming the member."""
+    return _snapshot(Members.of(value, "sessionSnapshot"))
+
+
+def _snapshot(read: Members) -> SessionSnapshot:
+    chain_id = read.values.get("chainId")
     if type(chain_id) is not int or chain_id < 1:
-        raise RemoteProtocolError(f"{what}.chainId is {ascii(chain_id)[:60]}: expected a positive integer")
+        raise RemoteProtocolError(
+            f"{read.what}.chainId is {ascii(chain_id)[:60]}: expected a positive integer"
+        )
     return SessionSnapshot(
-        channel_id=members.hexadecimal(members, "channelId", what, members.HEX32),
+        channel_id=read.hash("channelId"),
         chain_id=chain_id,
-        escrow=members.hexadecimal(members, "escrow", what, members.ADDRESS),
-        descriptor={
-            name: members.hexadecimal(descriptor, name, f"{what}.descriptor", form) for name, form in _DESCRIPTOR.items()
-        },
-        accepted_cumulative=members.amount(members, "acceptedCumulative", what),
-        required_cumulative=members.amount(members, "requiredCumulative", what),
-        deposit=members.amount(members, "deposit", what),
-        settled=members.amount(members, "settled", what),
-        spent=members.amount(members, "spent", what),
-        close_requested_at=members.maybe_amount(members, "closeRequestedAt", what),
-        units=members.units(members),
-        highest_voucher=_voucher(members.get("highestVoucher"), f"{what}.highestVoucher"),
+        escrow=read.address("escrow"),
+        descriptor=_descriptor(read.inner("descriptor")),
+        accepted_cumulative=read.amount("acceptedCumulative"),
+        required_cumulative=read.amount("requiredCumulative"),
+        deposit=read.amount("deposit"),
+        settled=read.amount("settled"),
+        spent=read.amount("spent"),
+        close_requested_at=read.maybe_amount("closeRequestedAt"),
+        units=read.units(),
+        highest_voucher=_voucher(read.inner("highestVoucher")) if read.has("highestVoucher") else None,
     )
 
 
-def _voucher(value: object, what: str) -> SignedVoucher | None:
-    if value is None:
-        return None
-    members = members.as_object(value, what)
+def _descriptor(read: Members) -> dict[str, str]:
+    return {
+        "payer": read.address("payer"),
+        "payee": read.address("payee"),
+        "operator": read.address("operator"),
+        "token": read.address("token"),
+        "salt": read.hash("salt"),
+        "authorizedSigner": read.address("authorizedSigner"),
+        "expiringNonceHash": read.hash("expiringNonceHash"),
+    }
+
+
+def _voucher(read: Members) -> SignedVoucher:
     return SignedVoucher(
-        channel_id=members.hexadecimal(members, "channelId", what, members.HEX32),
-        cumulative_amount=members.amount(members, "cumulativeAmount", what),
-        signature=members.hexadecimal(members, "signature", what, members.HEX),
+        channel_id=read.hash("channelId"),
+        cumulative_amount=read.amount("cumulativeAmount"),
+        signature=read.octets("signature"),
     )
-
-

@@ -24,7 +24,9 @@ _TO_STANDARD: Final = str.maketrans("-_", "+/")
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 
 # RFC 8259 section 7: a string, so that brackets inside one do not count as nesting.
-_STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+# It also matches one that does not end, or the search would begin anew at each of its quotes.
+_STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET: Final = re.compile(r"[{}\[\]]")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_DIGITS: Final = 80  # a uint256 has 78; beyond that a number is an attack on the parser
 
@@ -85,17 +87,11 @@ def decode(data: bytes | str, what: str, *, max_size: int = MAX_SIZE, max_depth:
         raise RemoteProtocolError(f"{what} is not UTF-8 at byte {error.start}") from None
     _check_depth(text, what, max_depth)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"{what} is not JSON that can be trusted: {str(error)[:120]}") from None
-    if _SURROGATE_ESCAPE.search(text) or not _encodable(text):
-        _check_surrogates(value, what)
+    if (_SURROGATE_ESCAPE.search(text) or not text.isascii()) and not _encodable(value):
+        raise RemoteProtocolError(f"{what} holds half a surrogate pair, which UTF-8 cannot carry")
     return value
 
 
@@ -103,13 +99,10 @@ def _check_depth(text: str, what: str, max_depth: int) -> None:
     if text.count("{") + text.count("[") <= max_depth:
         return
     depth = 0
-    for char in _STRING.sub("", text):
-        if char in "{[":
-            depth += 1
-            if depth > max_depth:
-                raise RemoteProtocolError(f"{what} is nested deeper than {max_depth} levels")
-        elif char in "}]":
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "{[" else -1
+        if depth > max_depth:
+            raise RemoteProtocolError(f"{what} is nested deeper than {max_depth} levels")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,17 +131,17 @@ def _bounded(text: str) -> int:
     return int(text)
 
 
-def _encodable(text: str) -> bool:
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+)
+
+
+def _encodable(value: Any) -> bool:
     try:
-        text.encode("utf-8")
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _check_surrogates(value: Any, what: str) -> None:
-    if not _encodable(json.dumps(value, ensure_ascii=False)):
-        raise RemoteProtocolError(f"{what} holds half a surrogate pair, which UTF-8 cannot carry")
 
 
 def _kind(value: Any) -> str:

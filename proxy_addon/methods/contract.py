@@ -6,7 +6,7 @@ state and moves no money; `payer` does that. Amounts are base units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class OpenPlan:
     channel_id: str
     descriptor: Mapping[str, str]
     transaction: str  # 0x76…, signed
-    tx_hash: str
+    tx_hash: str  # the chain knows a sponsored one by another: find that channel by its id
     valid_before: int  # Unix seconds
     max_fee: int = 0  # the most the network may charge the payer, in the fee token's base units; 0: sponsored
 
@@ -63,6 +63,34 @@ class ChainState:
     settled: int
     close_requested_at: int | None  # Unix seconds, of a forced close
     block: ChainHead
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How the chain says a channel ended."""
+
+    captured: int  # what the payee got, over the channel's whole life
+    refunded: int  # what came back to the payer
+    tx_hash: str
+
+
+class LogReader(ChainReader, Protocol):
+    """A `ChainReader` that can also look for events. Raises `ChainUnavailable`."""
+
+    async def logs(
+        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int | None = None
+    ) -> tuple[EventLog, ...]: ...
+
+
+class EventLog(Protocol):
+    """One event of a contract."""
+
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def tx_hash(self) -> str: ...
+    @property
+    def block_number(self) -> int: ...
 
 
 class Method(Protocol):
@@ -100,3 +128,6 @@ class Method(Protocol):
 
     async def read_channel(self, chain: ChainReader, channel: Channel) -> ChainState:
         """Raises `ChainUnavailable`."""
+
+    async def read_closing(self, chain: LogReader, channel: Channel, head: ChainHead) -> Closing | None:
+        """How a channel ended that the chain has no longer; None if no event tells. Raises `ChainUnavailable`."""

@@ -75,6 +75,8 @@ class TempoTransaction:
             raise ValueError("a call's target has 20 bytes")
         if self.fee_token is not None and len(self.fee_token) != 20:
             raise ValueError("a fee token's address has 20 bytes")
+        if self.valid_before == 0 or self.valid_after == 0:
+            raise ValueError("a validity bound of 0 is encoded as none at all")
         if self.nonce_key == EXPIRING_NONCE_KEY and (self.nonce != 0 or self.valid_before is None):
             raise ValueError("an expiring transaction has nonce 0 and says until when it is valid")
 
@@ -116,8 +118,8 @@ class TempoTransaction:
             [],  # access list
             _uint(self.nonce_key),
             _uint(self.nonce),
-            b"" if self.valid_before is None else _uint(self.valid_before),
-            b"" if self.valid_after is None else _uint(self.valid_after),
+            _uint(self.valid_before or 0),
+            _uint(self.valid_after or 0),
             fee_token,
             sponsor,
             [],  # authorisation list
@@ -203,7 +205,7 @@ def _decode_fields(raw: bytes) -> list[_Item]:
         raise ValueError("not a Tempo transaction: its first byte is not 0x76")
     try:
         fields = rlp.decode(raw[1:], strict=True)
-    except Exception as error:  # rlp's errors share no useful base, and a RecursionError is not one of them
+    except Exception as error:  # rlp's own errors, and a RecursionError for lists in lists in lists
         raise ValueError("not a Tempo transaction: bad RLP") from error
     if not isinstance(fields, list | tuple):
         raise ValueError("not a Tempo transaction: no list of fields")

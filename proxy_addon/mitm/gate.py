@@ -63,6 +63,9 @@ class Ticket(Protocol):
 
     repeatable_method: bool  # GET, HEAD, OPTIONS (safe): may run once more on a lost keep-alive connection
     watches_body: bool  # the gate wants the request's body digest before `prepare` (spool, then send)
+    body_sha256: str | None
+    """Hex digest of the request's body. Set by the layer: before `prepare` for a request without a body, with a
+    small one, or with `watches_body`; else when the upload is complete. None until then."""
 
 
 class Gate(Protocol):

@@ -7,7 +7,9 @@ channel precompile. `contracts/TempoChannelReserve.sol` is put there, and the sh
 2. it gives the reserve an unlimited allowance of the payer's tokens, in place of the system transfer;
 3. it runs the `calls` of a Tempo transaction in `eth_call`, `eth_estimateGas` and `eth_fillTransaction`, which
    anvil ignores, through `eth_simulateV1`;
-4. it drops the second parameter of `eth_sendRawTransactionSync`, which anvil refuses.
+4. it drops the second parameter of `eth_sendRawTransactionSync`, which anvil refuses;
+5. it refuses a raw transaction that the chain already has, as Tempo's pool does; anvil takes it again and says
+   nothing.
 
 Tests get a `devnet_*` namespace on top, over which a running chain can be made to fail:
 
@@ -39,7 +41,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
@@ -57,6 +59,8 @@ from eth_utils.crypto import keccak
 
 #: The precompile's canonical address (ASCII "MPP").
 RESERVE_ADDRESS = "0x4d50500000000000000000000000000000000000"
+#: Where tempo/session v1's escrow contract lives on the testnet, whose chain id we use.
+V1_ESCROW_ADDRESS = "0xe1c4d3dce17bc111181ddf716f75bae49e61a336"
 #: TIP-20 pathUSD, 6 decimals: also what transaction fees are paid in.
 PATH_USD = "0x20c0000000000000000000000000000000000000"
 
@@ -102,11 +106,11 @@ class RpcClient:
         fresh = getattr(self._local, "connection", None) is None
         try:
             return self._exchange(body)
-        except (HTTPException, OSError):
+        except (HTTPException, OSError) as problem:
             self.close()
-            if fresh:
+            if fresh or not isinstance(problem, ConnectionError):
                 raise
-            # The peer closed an idle connection. Nothing was answered; a local chain may be asked again.
+            # The peer closed an idle connection: no call was in progress.
             return self._exchange(body)
 
     def call(self, method: str, *params: object) -> Any:
@@ -211,20 +215,31 @@ def _hex(data: bytes) -> str:
 class ChannelReserve:
     """Does for the channel contract what only the real precompile could do for itself."""
 
-    def __init__(self, upstream: RpcClient, artifact: Path, address: str = RESERVE_ADDRESS) -> None:
+    def __init__(
+        self,
+        upstream: RpcClient,
+        artifact: Path,
+        address: str = RESERVE_ADDRESS,
+        contracts: Mapping[str, Path] | None = None,
+    ) -> None:
+        """`contracts`: address -> artefact of ordinary contracts to install along with the reserve."""
         self.address = address
         self._address = bytes.fromhex(address[2:])
         self._upstream = upstream
-        self._code: str = json.loads(artifact.read_text())["deployedBytecode"]
+        self._codes: dict[str, str] = {
+            address: json.loads(path.read_text())["deployedBytecode"]
+            for address, path in {address: artifact, **(contracts or {})}.items()
+        }
         self._lock = threading.Lock()
         self._allowed: set[tuple[bytes, bytes]] = set()
         self._open_locks: dict[bytes, threading.Lock] = {}
 
     def install(self) -> None:
-        """Puts the contract on the chain; needed again when the chain was reset."""
+        """Puts the contracts on the chain; needed again when the chain was reset."""
         with self._lock:
             self._allowed.clear()
-            self._upstream.call("anvil_setCode", self.address, self._code)
+            for address, code in self._codes.items():
+                self._upstream.call("anvil_setCode", address, code)
             slot = _hex(_SIMULATED_CONTEXT_SLOT.to_bytes(32, "big"))
             self._upstream.call("anvil_setStorageAt", self.address, slot, _hex(_SIMULATED_CONTEXT))
 
@@ -245,10 +260,10 @@ class ChannelReserve:
         return opens
 
     @contextmanager
-    def transaction(self, transaction: SignedTransaction) -> Iterator[Callable[[str | None], None]]:
+    def transaction(self, transaction: SignedTransaction) -> Iterator[Callable[[str], None]]:
         """Around sending a transaction: stores the hash that its opens will ask for.
 
-        Yields a function to be called with the transaction's hash, or None when it was refused. Opens with the
+        Yields a function to be called with the transaction's hash once the chain has taken it. Opens with the
         same sender and the same calldata share one storage slot, so for those (and only those) the next one
         waits until the one before is mined.
         """
@@ -262,7 +277,7 @@ class ChannelReserve:
         try:
             for key in keys_:
                 self._store_context(key, transaction.expiring_nonce_hash)
-            yield lambda hash_: sent.append(hash_) if hash_ else None
+            yield sent.append
             if keys_:
                 if sent:
                     self._wait_mined(sent[0])
@@ -419,6 +434,7 @@ class Shim:
     def __init__(self, upstream: RpcClient, reserve: ChannelReserve) -> None:
         self._upstream = upstream
         self._reserve = reserve
+        self._sent: set[bytes] = set()
         self.faults = FaultBook()
 
     def handle(self, path: str, message: Json) -> Json:
@@ -449,15 +465,22 @@ class Shim:
                 return self._simulated(method, message.get("id"), first)
         answer: Json = self._upstream.post(message)
         if method in self.RESETTING:
+            self._sent.clear()
             self._reserve.install()
         return answer
 
     def _send_raw(self, message: Json) -> Json:
-        transaction = parse_transaction(bytes.fromhex(message["params"][0][2:]))
+        raw = bytes.fromhex(message["params"][0][2:])
+        transaction = parse_transaction(raw)
         with self._reserve.transaction(transaction) as sent:
+            if raw in self._sent:
+                error = {"code": -32000, "message": "already known"}
+                return {"jsonrpc": "2.0", "id": message.get("id"), "error": error}
             answer: Json = self._upstream.post(message)
             result = answer.get("result")
-            sent(result["transactionHash"] if isinstance(result, dict) else result)
+            if result is not None:
+                self._sent.add(raw)
+                sent(result["transactionHash"] if isinstance(result, dict) else result)
         return answer
 
     def _simulated(self, method: str, identity: Any, request: Json) -> Json:
@@ -477,9 +500,7 @@ class Shim:
         if int(request.get("nonceKey", "0x0"), 16) == _MAX_UINT256:
             fill["nonce"] = "0x0"  # anvil would look up a nonce; an expiring one is always zero
         filled: Json = self._upstream.call("eth_fillTransaction", fill)
-        filled["tx"]["calls"] = [
-            {"to": call["to"], "input": call["data"], "value": "0x0"} for call in calls
-        ]
+        filled["tx"]["calls"] = [{"to": call["to"], "input": call["data"], "value": "0x0"} for call in calls]
         filled["tx"]["gas"] = request.get("gas", hex(gas))
         filled["tx"].pop("hash", None)
         return self._result(identity, filled)
@@ -620,6 +641,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A local Tempo chain with a TIP-1034 channel reserve.")
     parser.add_argument("--anvil", type=Path, required=True, help="the anvil binary")
     parser.add_argument("--artifact", type=Path, required=True, help="compiled TempoChannelReserve")
+    parser.add_argument(
+        "--contract",
+        action="append",
+        default=[],
+        metavar="ADDRESS=FILE",
+        help="a further compiled contract to install",
+    )
     parser.add_argument("--chain-id", type=int, default=42431)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="where anvil's output goes")
@@ -629,7 +657,9 @@ def main(arguments: list[str] | None = None) -> int:
         process, anvil_url = start_anvil(options.anvil, options.chain_id, log)
         try:
             upstream = RpcClient(anvil_url)
-            reserve = ChannelReserve(upstream, options.artifact)
+            pairs = (item.split("=", 1) for item in options.contract)
+            contracts = {address: Path(artifact) for address, artifact in pairs}
+            reserve = ChannelReserve(upstream, options.artifact, contracts=contracts)
             reserve.install()
             server = ShimServer(Shim(upstream, reserve), options.port)
             threading.Thread(target=server.serve_forever, daemon=True).start()

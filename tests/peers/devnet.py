@@ -22,6 +22,7 @@ import ipaddress
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import ssl
@@ -34,7 +35,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,8 +46,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from eth_abi.abi import encode as abi_encode
+from eth_keys.datatypes import PrivateKey
 
-from .chain import PATH_USD, RESERVE_ADDRESS, RpcClient
+from .chain import PATH_USD, RESERVE_ADDRESS, V1_ESCROW_ADDRESS, RpcClient
 
 PEERS = Path(__file__).resolve().parent
 OLDEST_NODE = 20
@@ -78,8 +80,16 @@ OTHER_PAYER = Account(
 )
 _BANK = "0xa0Ee7A142d267C1f36714E4a8F75612F20a79720"
 
+#: Tempo's fee manager: fees are TIP-20 transfers to it.
+_FEE_MANAGER = "0xfeec000000000000000000000000000000000000"
+_TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+
 _SELECTOR_TRANSFER = "a9059cbb"  # transfer(address,uint256)
 _SELECTOR_BALANCE_OF = "70a08231"  # balanceOf(address)
+
+
+def _topic(address: str) -> str:
+    return "0x" + address[2:].lower().rjust(64, "0")
 
 
 class DevnetError(Exception):
@@ -93,7 +103,9 @@ def find_node() -> str:
     """The path of a Node.js that is new enough."""
     node = shutil.which(os.environ.get("NODE", "node"))
     if node is None:
-        raise DevnetError(f"The testbed needs Node.js {OLDEST_NODE} or newer, and there is no `node` on the PATH.")
+        raise DevnetError(
+            f"The testbed needs Node.js {OLDEST_NODE} or newer, and there is no `node` on the PATH."
+        )
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.lstrip("v").split(".")[0]) < OLDEST_NODE:
         raise DevnetError(f"The testbed needs Node.js {OLDEST_NODE} or newer; {node} is {version}.")
@@ -151,19 +163,18 @@ def find_anvil() -> Path:
     return anvil
 
 
-def compile_contract(name: str, node: str | None = None) -> Path:
-    """Compiles a contract (once per state of its source) and returns the artefact's path."""
-    result = subprocess.run(
-        [node or find_node(), str(PEERS / "compile.mjs"), name], capture_output=True, text=True, check=False
-    )
+def compile_contracts(*names: str) -> list[Path]:
+    """Compiles contracts (once per state of their sources) and returns the artefacts' paths."""
+    command = [find_node(), str(PEERS / "compile.mjs"), *names]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise DevnetError(f"Compiling {name} failed:\n{result.stderr}")
-    return Path(json.loads(result.stdout)["artifact"])
+        raise DevnetError(f"Compiling {', '.join(names)} failed:\n{result.stderr}")
+    return [Path(json.loads(line)["artifact"]) for line in result.stdout.splitlines()]
 
 
 def write_tls_files(folder: Path) -> tuple[Path, Path, Path]:
     """Makes a CA and a certificate for localhost; returns the paths of CA, certificate and key."""
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
 
     def name(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
@@ -217,6 +228,12 @@ def write_tls_files(folder: Path) -> tuple[Path, Path, Path]:
 # ---------------------------------------------------------------------- running
 
 
+def _environment() -> dict[str, str]:
+    """This process's environment without proxy settings: the testbed talks to itself directly."""
+    unwanted = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "node_use_env_proxy"}
+    return {name: value for name, value in os.environ.items() if name.lower() not in unwanted}
+
+
 class Child:
     """A subprocess that prints one JSON line when it is ready, and ends when its standard input does."""
 
@@ -224,7 +241,14 @@ class Child:
         self._log_path = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                command, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                cwd=cwd,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # a Ctrl-C is for us: the children go when we let them
             )
         assert self.process.stdout is not None
         watchdog = threading.Timer(seconds, self.process.kill)
@@ -233,7 +257,9 @@ class Child:
         watchdog.cancel()
         if not line:
             self.process.wait()
-            raise DevnetError(f"{command[:3]} did not start (status {self.process.returncode}):\n{self.log()}")
+            raise DevnetError(
+                f"{command[:3]} did not start (status {self.process.returncode}):\n{self.log()}"
+            )
         self.ready: Json = json.loads(line)
 
     def log(self) -> str:
@@ -242,7 +268,8 @@ class Child:
 
     def stop(self) -> None:
         """Ends the child: by closing its standard input, or by force."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         try:
             self.process.wait(5)
@@ -250,6 +277,44 @@ class Child:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+
+
+def _get_json(url: str) -> Any:
+    # Never through a proxy, whatever the environment says.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=30) as answer:
+        return json.load(answer)
+
+
+@dataclass(frozen=True)
+class Seller:
+    """A running server.mjs: its addresses, and its books. Amounts are decimal strings of base units."""
+
+    http: str
+    https: str
+    admin_url: str
+    payee: str
+
+    def admin(self, action: str, **parameters: object) -> Any:
+        """Calls the admin listener: stats, log, reset, channels, settle, forget, rotate, terms, clock."""
+        return _get_json(f"{self.admin_url}/{action}?{urlencode(parameters)}")
+
+    def channels(self) -> list[Json]:
+        """Every channel that the seller knows."""
+        channels: list[Json] = self.admin("channels")
+        return channels
+
+    def channel(self, channel_id: str) -> Json:
+        """One channel: deposit, spent, accepted, settled, finalized and more."""
+        for channel in self.channels():
+            if channel["channelId"] == channel_id.lower():
+                return channel
+        raise KeyError(channel_id)
+
+    def stats(self, route: str) -> Json:
+        """What was received on a route: total, withCredential, actions, charges, sent402, statuses."""
+        stats: Json = self.admin("stats")["routes"].get(route, {})
+        return stats
 
 
 class Devnet:
@@ -264,51 +329,61 @@ class Devnet:
         self.chain_id = chain_id
         self.token = token
         self.escrow = RESERVE_ADDRESS
+        self.v1_escrow = V1_ESCROW_ADDRESS
         self.payer = PAYER
         self.payee = PAYEE
         self.other_payer = OTHER_PAYER
         self._server_options = dict(server_options or {})
         self._children: list[Child] = []
-        #: Set by `start`: the RPC URL (any path will do; faults can be limited to one), the seller's addresses, the
-        #: CA file that signed its certificate, the folder with the logs.
+        self._sellers: list[Seller] = []
+        #: How far `warp` has put the chain's clock ahead of the machine's, in seconds.
+        self.clock_ahead = 0
+        #: Set by `start`: the RPC URL (any path will do; faults can be limited to one) and the one of the anvil
+        #: behind it, the seller, the CA file that signed its certificate, the folder with the logs.
         self.rpc_url = ""
-        self.http = ""
-        self.https = ""
-        self.admin_url = ""
-        self.ca = Path()
+        self.anvil_url = ""
+        self.seller = Seller("", "", "", "")
+        self.ca = self._certificate = self._key = Path()
         self.folder = Path()
 
     # ------------------------------------------------------------ life
 
     def start(self) -> Devnet:
         """Installs, compiles and starts everything."""
-        node = find_node()
+        find_node()
         install()
-        artifact = compile_contract("TempoChannelReserve", node)
+        reserve, v1_escrow = compile_contracts("TempoChannelReserve", "TempoStreamChannel")
         self.folder = Path(tempfile.mkdtemp(prefix="devnet-"))
         try:
-            self.ca, certificate, key = write_tls_files(self.folder)
+            self.ca, self._certificate, self._key = write_tls_files(self.folder)
             chain_command = [sys.executable, "-m", f"{__package__}.chain"]
-            chain_command += ["--anvil", str(find_anvil()), "--artifact", str(artifact)]
+            chain_command += ["--anvil", str(find_anvil()), "--artifact", str(reserve)]
+            chain_command += ["--contract", f"{self.v1_escrow}={v1_escrow}"]
             chain_command += ["--chain-id", str(self.chain_id), "--log", str(self.folder / "anvil.log")]
-            self.rpc_url = self._spawn("chain", chain_command)["rpc"]
+            chain = self._spawn("chain", chain_command)
+            self.rpc_url, self.anvil_url = chain["rpc"], chain["anvil"]
             self._rpc = RpcClient(f"{self.rpc_url}/tests")
-            server = self.start_server(
-                {"tls-key": key, "tls-cert": certificate, **self._server_options}
-            )
-            self.http, self.https, self.admin_url = server["http"], server["https"], server["admin"]
+            self.seller = self.start_server(self._server_options)
         except BaseException:
             self.stop()
             raise
         return self
 
-    def start_server(self, options: Mapping[str, object], name: str = "server") -> Json:
-        """Starts a (further) seller on the same chain; returns what it printed: http, https, admin, payee."""
+    def start_server(self, options: Mapping[str, object], name: str = "server") -> Seller:
+        """Starts a (further) seller on the same chain; `{"protocol": "v1"}` makes it sell over v1 sessions.
+
+        Its RPC calls go to the URL path /`name`.
+        """
         command = [find_node(), str(PEERS / "server.mjs"), "--rpc", f"{self.rpc_url}/{name}"]
         command += ["--chain-id", str(self.chain_id), "--currency", self.token]
+        command += ["--tls-cert", str(self._certificate), "--tls-key", str(self._key)]
+        command += ["--clock-ahead", str(self.clock_ahead)]
         for option, value in options.items():
             command += [f"--{option}", str(value)]
-        return self._spawn(name, command)
+        ready = self._spawn(name, command)
+        seller = Seller(ready["http"], ready["https"], ready["admin"], ready["payee"])
+        self._sellers.append(seller)
+        return seller
 
     def _spawn(self, name: str, command: list[str]) -> Json:
         # The repository's root when run from there: `-m` has to find this package again.
@@ -339,6 +414,7 @@ class Devnet:
         """The JSON line that the program prints."""
         return {
             "rpc": self.rpc_url,
+            "anvil": self.anvil_url,
             "chainId": self.chain_id,
             "token": self.token,
             "escrow": self.escrow,
@@ -347,7 +423,7 @@ class Devnet:
             "http": self.http,
             "https": self.https,
             "ca": str(self.ca),
-            "admin": self.admin_url,
+            "admin": self.seller.admin_url,
             "logs": str(self.folder),
         }
 
@@ -362,6 +438,19 @@ class Devnet:
         data = "0x" + _SELECTOR_BALANCE_OF + abi_encode(["address"], [address]).hex()
         return int(self.rpc("eth_call", {"to": token or self.token, "data": data}, block), 16)
 
+    def fees(self, address: str, since_block: int = 0, token: str | None = None) -> int:
+        """What an address has paid for gas in a token, in base units.
+
+        A transaction that names no fee token is paid for in another stablecoin: the seller's are.
+        """
+        topics = [_TRANSFER_TOPIC, _topic(address), _topic(_FEE_MANAGER)]
+        query = {"fromBlock": hex(since_block), "address": token or self.token, "topics": topics}
+        return sum(int(log["data"], 16) for log in self.rpc("eth_getLogs", query))
+
+    def block_number(self) -> int:
+        """The latest block's number."""
+        return int(self.rpc("eth_blockNumber"), 16)
+
     def fund(self, address: str, amount: int, token: str | None = None) -> None:
         """Transfers `amount` base units to an address, from a development account."""
         data = "0x" + _SELECTOR_TRANSFER + abi_encode(["address", "uint256"], [address, amount]).hex()
@@ -369,6 +458,14 @@ class Devnet:
         receipt = self.receipt(self.rpc("eth_sendTransaction", request))
         if receipt["status"] != "0x1":
             raise DevnetError(f"funding {address} with {amount} failed: {receipt}")
+
+    def new_account(self, amount: int = 0) -> Account:
+        """A fresh key pair, with `amount` base units: no development account's endless balance."""
+        key = PrivateKey(secrets.token_bytes(32))
+        account = Account(key.public_key.to_checksum_address(), key.to_hex())
+        if amount:
+            self.fund(account.address, amount)
+        return account
 
     def receipt(self, transaction_hash: str, seconds: float = 10.0) -> Json:
         """A transaction's receipt; waits for it."""
@@ -385,9 +482,16 @@ class Devnet:
         return int(self.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
 
     def warp(self, seconds: int) -> None:
-        """Moves the chain's clock forward and mines a block."""
+        """Moves the chain's clock forward and mines a block; the seller's clock moves along.
+
+        A client has to sign its transactions by the chain's time from then on: one that goes by the machine's
+        clock signs transactions that have expired.
+        """
         self.rpc("evm_increaseTime", seconds)
         self.rpc("evm_mine")
+        self.clock_ahead += seconds
+        for seller in self._sellers:
+            seller.admin("clock", ahead=self.clock_ahead)
 
     def fault(self, method: str, mode: str, **options: object) -> None:
         """Makes calls of an RPC method fail; see chain.py for the modes and options."""
@@ -404,30 +508,31 @@ class Devnet:
 
     # ------------------------------------------------------------ the seller's books
 
+    @property
+    def http(self) -> str:
+        """The seller's plain address."""
+        return self.seller.http
+
+    @property
+    def https(self) -> str:
+        """The seller's TLS address; see `ca`."""
+        return self.seller.https
+
     def admin(self, action: str, **parameters: object) -> Any:
-        """Calls the seller's admin listener: stats, log, reset, channels, settle, forget, rotate, terms."""
-        url = f"{self.admin_url}/{action}?{urlencode(parameters)}"
-        # Never through a proxy, whatever the environment says.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=30) as answer:
-            return json.load(answer)
+        """See Seller."""
+        return self.seller.admin(action, **parameters)
 
     def channels(self) -> list[Json]:
-        """Every channel the seller knows; amounts are decimal strings of base units."""
-        channels: list[Json] = self.admin("channels")
-        return channels
+        """See Seller."""
+        return self.seller.channels()
 
     def channel(self, channel_id: str) -> Json:
-        """One channel of the seller's."""
-        for channel in self.channels():
-            if channel["channelId"] == channel_id.lower():
-                return channel
-        raise KeyError(channel_id)
+        """See Seller."""
+        return self.seller.channel(channel_id)
 
     def stats(self, route: str) -> Json:
-        """What was received on a route: total, withCredential, actions, charges, sent402, statuses."""
-        stats: Json = self.admin("stats")["routes"].get(route, {})
-        return stats
+        """See Seller."""
+        return self.seller.stats(route)
 
     def ssl_context(self) -> ssl.SSLContext:
         """A client context that trusts the seller's certificate."""
@@ -449,9 +554,13 @@ def main(arguments: list[str] | None = None) -> int:
     server_options = dict(item.split("=", 1) for item in options.server_option)
 
     def stop(number: int, frame: object) -> None:
+        # Once is enough: a second signal must not interrupt the cleaning up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         with Devnet(server_options, options.chain_id) as net:
             print(json.dumps(net.describe()), flush=True)

@@ -12,6 +12,7 @@ import { privateKeyToAccount } from 'viem/accounts'
 import { Transaction } from 'viem/tempo'
 
 const { Channel, Protocol, escrowAbi } = Session.Precompile
+const { escrowAbi: legacyEscrowAbi } = SessionLegacy.Session.Chain
 
 // The two voucher families, spelled out from the protocol's documents: mppx's own functions are compared with them
 // in test_testbed.py, so that the oracle does not depend on one reading.
@@ -84,8 +85,9 @@ const operations = {
     return Voucher.verifyVoucher(escrow, Number(chainId), voucher, signer)
   },
 
-  // Calldata of the channel reserve.
-  encodeCall: ({ functionName, args }) => encodeFunctionData({ abi: escrowAbi, functionName, args }),
+  // Calldata of the channel reserve (v2) or of the escrow contract (v1).
+  encodeCall: ({ version = 'v2', functionName, args }) =>
+    encodeFunctionData({ abi: version === 'v1' ? legacyEscrowAbi : escrowAbi, functionName, args }),
 
   // Tempo (0x76) transactions. `transaction` of signTransaction: as viem names the fields; `feePayer: true` signs for
   // a sponsor.

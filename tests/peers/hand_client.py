@@ -20,7 +20,10 @@ from .oracle import Oracle
 
 ZERO_ADDRESS = "0x" + "00" * 20
 _EXPIRING_NONCE_KEY = (1 << 256) - 1
-_GAS_LIMIT = 2_500_000
+#: A first open needs about 570,000. A sponsor (mppx's default policy) takes no more than 2,000,000, and no more than
+#: 0.05 of the fee token for gas limit times maximum price.
+_GAS_LIMIT = 900_000
+_MAX_FEE_PER_GAS = 50 * 10**9
 _VALIDITY_SECONDS = 25
 
 
@@ -108,7 +111,7 @@ class HandClient:
             "nonce": 0,
             "validBefore": self.net.now() + _VALIDITY_SECONDS,
             "gas": str(_GAS_LIMIT),
-            "maxFeePerGas": str(50 * 10**9),
+            "maxFeePerGas": str(_MAX_FEE_PER_GAS),
             "maxPriorityFeePerGas": "0",
         }
         if fee_payer:

@@ -4,7 +4,7 @@
         header = oracle.call("challengeHeader", challenge={...})
         assert ours == oracle.call("voucherDigest", escrow=..., chainId=42431, channelId=..., cumulativeAmount="1")
 
-One process answers any number of calls (some 20,000 a second); start it once per test session.
+One process answers any number of calls (some thousands a second); start it once per test session.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Oracle:
 
     def call(self, op: str, **parameters: Any) -> Any:
         """Runs one operation of encode.mjs. Integers may be given as such; large ones come back as strings."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         request = json.dumps({"op": op, **parameters})
         with self._lock:
             self._process.stdin.write(request + "\n")
@@ -57,7 +58,8 @@ class Oracle:
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()

@@ -6,6 +6,8 @@
 // outlives the process that started it). Amounts in options and in query strings are in units of the token
 // ("0.01"); amounts in the admin listener's answers are in base units.
 //
+// `--protocol v1` sells over the older contract escrow, with mppx 0.7's `tempo.sessionLegacy`; everything else stays.
+//
 // Everything that takes money does so through mppx. What this file adds is an application behind it, a counter in
 // front of it, and knobs for things that an application may do (fail, delay, hang up).
 
@@ -19,14 +21,17 @@ import { setTimeout } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 
 import { Credential } from 'mppx'
-import { Mppx, Request as MppxRequest, Store, tempo } from 'mppx/server'
 import { createClient, defineChain, http as httpTransport } from 'viem'
 import { mnemonicToAccount } from 'viem/accounts'
 import { tempoModerato } from 'viem/chains'
+import { WebSocketServer } from 'ws'
+
+import { setClockAhead } from './clock.mjs'
 
 const { values: options } = parseArgs({
   options: {
     rpc: { type: 'string' },
+    protocol: { type: 'string', default: 'v2' },
     'chain-id': { type: 'string', default: '42431' },
     currency: { type: 'string', default: '0x20c0000000000000000000000000000000000000' },
     'payee-index': { type: 'string', default: '1' },
@@ -39,10 +44,18 @@ const { values: options } = parseArgs({
     'tls-key': { type: 'string' },
     'tls-cert': { type: 'string' },
     'http-port': { type: 'string', default: '0' },
+    'clock-ahead': { type: 'string', default: '0' }, // seconds, see clock.mjs
     'https-port': { type: 'string', default: '0' },
     'admin-port': { type: 'string', default: '0' },
   },
 })
+
+setClockAhead(Number(options['clock-ahead']))
+
+// The two majors of the session protocol live in two versions of mppx.
+const isV1 = options.protocol === 'v1'
+const { Mppx, Request: MppxRequest, Store, tempo } = await import(isV1 ? 'mppx-v1/server' : 'mppx/server')
+const sessionMethod = isV1 ? tempo.sessionLegacy : tempo.session
 
 const DEV_MNEMONIC = 'test test test test test test test test test test test junk'
 const BEARER_TOKEN = 'secret'
@@ -89,7 +102,7 @@ function createSellers() {
     ...(options.realm ? { realm: options.realm } : {}),
     secretKey: `only-for-tests-secret-of-at-least-32-characters-${generation}`,
   }
-  const session = (extra = {}) => tempo.session({ ...common, ...extra })
+  const session = (extra = {}) => sessionMethod({ ...common, ...extra })
   const charge = tempo.charge({
     currency: common.currency,
     recipient: common.recipient,
@@ -263,6 +276,12 @@ const routes = {
       meteredTokens(Number(query.get('n') ?? 8), Number(query.get('delay') ?? 0), request.signal),
     ),
 
+  // What a client of the WebSocket at the same address asks first. An upgrade gets no 402: see `upgrade` below.
+  '/ws': (request, query) =>
+    sell(sellers.plain.session, sessionTerms(query, { unitType: 'token' }), request, () =>
+      Response.json({ error: 'this is a WebSocket' }, { status: 426 }),
+    ),
+
   // The subset of OpenAI's API that its SDK needs.
   '/v1/chat/completions': chatCompletion,
 
@@ -418,7 +437,49 @@ async function serve(incoming, outgoing) {
   }
 }
 
+// ------------------------------------------------------------------ WebSocket
+
+const webSockets = new WebSocketServer({ noServer: true })
+
+/** `/ws?n=&delay=`: metered tokens, paid for by frames. mppx lets everyone in, and then waits for the first one. */
+function upgrade(incoming, socket, head) {
+  const url = new URL(incoming.url, `http://${incoming.headers.host}`)
+  if (url.pathname !== '/ws') return void socket.destroy()
+  const query = url.searchParams
+  const counter = counterOf('/ws')
+  counter.upgrades = (counter.upgrades ?? 0) + 1
+  webSockets.handleUpgrade(incoming, socket, head, async (webSocket) => {
+    const seller = sellers.plain.session
+    const gone = new AbortController()
+    webSocket.on('close', () => gone.abort())
+    try {
+      await seller.serveWebSocket({
+        socket: webSocket,
+        // Without the query: mppx sees each frame as a bodyless POST to this URL, and charges for one with a query.
+        url: url.origin + url.pathname,
+        generate: meteredTokens(Number(query.get('n') ?? 8), Number(query.get('delay') ?? 0), gone.signal),
+        route: (request) => {
+          countRequest('/ws', request)
+          return seller(sessionTerms(query, { unitType: 'token' }))(request)
+        },
+      })
+    } catch (error) {
+      if (error?.name !== 'AbortError') console.error(error)
+    }
+  })
+}
+
 // ------------------------------------------------------------------ admin
+
+/** What mppx's `settle` wants. (0.11 would take the store itself; 0.7 keeps the function for that to itself.) */
+const channelStore = {
+  getChannel: (channelId) => store.get(channelId),
+  updateChannel: (channelId, change) =>
+    store.update(channelId, (current) => {
+      const next = change(current)
+      return next ? { op: 'set', value: next, result: next } : { op: 'noop', result: null }
+    }),
+}
 
 async function channelBook(channelId) {
   const state = await store.get(channelId)
@@ -430,12 +491,12 @@ async function channelBook(channelId) {
     units: state.units,
     accepted: String(state.highestVoucherAmount),
     settled: String(state.settledOnChain),
-    closeRequestedAt: Number(state.closeRequestedAt),
+    closeRequestedAt: Number(state.closeRequestedAt ?? 0),
     finalized: state.finalized,
     payer: state.payer,
     payee: state.payee,
     token: state.token,
-    descriptor: state.descriptor,
+    descriptor: state.descriptor ?? null, // v2 only
   }
 }
 
@@ -457,9 +518,10 @@ const admin = {
   },
 
   // Cashes the highest accepted voucher on the chain.
-  '/settle': async (query) => ({
-    transaction: await tempo.settle(store, client, query.get('channelId'), { account: payee }),
-  }),
+  '/settle': async (query) => {
+    const settle = isV1 ? tempo.sessionLegacy.settle : tempo.settle
+    return { transaction: await settle(channelStore, client, query.get('channelId'), { account: payee }) }
+  },
 
   // The seller loses its memory of a channel (or of all): vouchers for it are then answered with 410.
   '/forget': async (query) => {
@@ -473,6 +535,12 @@ const admin = {
     generation += 1
     sellers = createSellers()
     return { generation }
+  },
+
+  // `?ahead=seconds`: moves the seller's clock along with the chain's.
+  '/clock': (query) => {
+    setClockAhead(Number(query.get('ahead')))
+    return { now: new Date().toISOString() }
   },
 
   // `?amount=…&suggestedDeposit=…&expiresSeconds=…&minVoucherDelta=…`: new terms for all routes.
@@ -503,6 +571,7 @@ async function serveAdmin(incoming, outgoing) {
 // ------------------------------------------------------------------ start
 
 function listen(server, port) {
+  if (server !== adminServer) server.on('upgrade', upgrade)
   server.keepAliveTimeout = 60_000
   return new Promise((resolve, reject) => {
     server.once('error', reject)
@@ -510,12 +579,13 @@ function listen(server, port) {
   })
 }
 
+const adminServer = http.createServer(serveAdmin)
 const ready = {
   payee: payee.address,
   feePayer: feePayer.address,
   currency: options.currency,
   http: `http://127.0.0.1:${await listen(http.createServer(serve), options['http-port'])}`,
-  admin: `http://127.0.0.1:${await listen(http.createServer(serveAdmin), options['admin-port'])}`,
+  admin: `http://127.0.0.1:${await listen(adminServer, options['admin-port'])}`,
 }
 if (options['tls-key'] && options['tls-cert']) {
   const tls = { key: readFileSync(options['tls-key']), cert: readFileSync(options['tls-cert']) }

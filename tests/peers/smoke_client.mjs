@@ -1,28 +1,36 @@
 // mppx's own client against the testbed: shows that chain, contract and server work, with nothing of ours in between.
 //
-//   node smoke_client.mjs --rpc URL --http URL --private-key 0x… [--requests 3] [--tokens 8] [--route /req]
+//   node smoke_client.mjs --rpc URL --http URL --private-key 0x… [--requests 3] [--tokens 8] [--messages 0] [--route /req] [--protocol v1]
 //
 // Opens a channel, pays for requests and a stream, closes, and prints one JSON line of what happened.
 
 import { parseArgs } from 'node:util'
 
-import { tempo } from 'mppx/client'
+import { sessionLegacyManager, sessionManager } from 'mppx/client'
 import { createClient, defineChain, http } from 'viem'
 import { privateKeyToAccount } from 'viem/accounts'
 import { tempoModerato } from 'viem/chains'
+import WebSocket from 'ws'
+
+import { setClockAhead } from './clock.mjs'
 
 const { values: options } = parseArgs({
   options: {
     rpc: { type: 'string' },
     http: { type: 'string' },
     'private-key': { type: 'string' },
+    protocol: { type: 'string', default: 'v2' },
     'chain-id': { type: 'string', default: '42431' },
     'max-deposit': { type: 'string', default: '1' },
     requests: { type: 'string', default: '3' },
     tokens: { type: 'string', default: '8' },
+    messages: { type: 'string', default: '0' }, // tokens over a WebSocket
+    'clock-ahead': { type: 'string', default: '0' },
     route: { type: 'string', default: '/req' },
   },
 })
+
+setClockAhead(Number(options['clock-ahead']))
 
 const account = privateKeyToAccount(options['private-key'])
 const chain = defineChain({
@@ -36,7 +44,8 @@ const client = createClient({
   pollingInterval: 50,
   transport: http(options.rpc, { retryCount: 0 }),
 })
-const manager = tempo.session.manager({ account, client, maxDeposit: options['max-deposit'] })
+const createManager = options.protocol === 'v1' ? sessionLegacyManager : sessionManager
+const manager = createManager({ account, client, maxDeposit: options['max-deposit'], webSocket: WebSocket })
 
 const statuses = []
 let channelId
@@ -54,6 +63,20 @@ if (Number(options.tokens) > 0) {
   channelId = manager.channelId
 }
 
+const messages = []
+const wanted = Number(options.messages)
+if (wanted > 0) {
+  const socket = await manager.ws(`${options.http.replace('http', 'ws')}/ws?n=${wanted}`)
+  await new Promise((resolve, reject) => {
+    socket.addEventListener('message', (event) => messages.push(event.data) === wanted && resolve())
+    socket.addEventListener('error', reject)
+    socket.addEventListener('close', resolve)
+  })
+  channelId = manager.channelId
+}
+
 const cumulative = String(manager.cumulative)
 const receipt = await manager.close()
-console.log(JSON.stringify({ payer: account.address, channelId, statuses, tokens, cumulative, close: receipt ?? null }))
+const result = { payer: account.address, channelId, statuses, tokens, messages, cumulative, close: receipt ?? null }
+console.log(JSON.stringify(result))
+process.exit(0) // a WebSocket may still be open

@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import ZERO_ADDRESS, parse_address, to_bytes, to_hex
-from proxy_addon.methods.contract import ChainHead, ChainReader, ChainState, OpenPlan, TransactionSigner
+from proxy_addon.methods.contract import (
+    ChainHead,
+    ChainReader,
+    ChainState,
+    Closing,
+    EventLog,
+    LogReader,
+    OpenPlan,
+    TransactionSigner,
+)
 from proxy_addon.methods.tempo_session.calls import (
+    CHANNEL_CLOSED,
     OpenCall,
     channel_id,
     encode_get_state,
+    parse_closed,
     parse_descriptor,
     parse_state,
 )
@@ -37,9 +48,12 @@ if TYPE_CHECKING:
 
 VERSION: Final = "v2"
 RESERVE: Final = "0x4d50500000000000000000000000000000000000"
-OPEN_GAS: Final = 800_000
+OPEN_GAS: Final = 1_000_000
 """Measured: 312k; a token's first channel writes one slot more (250k, TIP-1000). Only what is used is charged.
-Sponsors refuse transactions of more than 2M gas or 0.05 dollars at the maximum fee, so more is not safer."""
+mppx's sponsors refuse more than 2M gas, or 0.05 dollars at the maximum fee: more would not be safer."""
+
+LOG_BLOCKS: Final = 10_000  # what endpoints allow at least for one look at the logs
+LOG_LOOKS: Final = 50
 
 
 class TempoSessionV2:
@@ -178,6 +192,37 @@ class TempoSessionV2:
             close_requested_at=state.close_requested_at or None,
             block=head,
         )
+
+    async def read_closing(self, chain: LogReader, channel: Channel, head: ChainHead) -> Closing | None:
+        """How a channel ended that the reserve has forgotten, from its last event, the newest blocks first.
+
+        None if no event of the last 500,000 blocks tells. Raises `ChainUnavailable`, also for an event that
+        contradicts the deposit on record.
+        """
+        escrow, topics = channel.scope.escrow, (CHANNEL_CLOSED, channel.channel_id)
+        last = head.number
+        for _ in range(LOG_LOOKS):
+            first = max(0, last - LOG_BLOCKS + 1)
+            logs = await chain.logs(escrow, topics, from_block=first, to_block=last)
+            if logs:
+                return _closing(channel, logs[-1])
+            if first == 0:
+                break
+            last = first - 1
+        return None
+
+
+def _closing(channel: Channel, log: EventLog) -> Closing:
+    try:
+        event = parse_closed(log.data)
+        total = event.captured + event.refunded
+        if not channel.deposit <= total <= UINT96_MAX:  # a top-up that we never heard of may have added to it
+            raise ValueError(f"it divides {total}, the deposit is {channel.deposit}")
+    except ValueError as error:
+        raise ChainUnavailable(
+            f"{channel.scope.chain} shows a nonsensical end of channel {channel.channel_id} in {log.tx_hash}: {error}"
+        ) from error
+    return Closing(captured=event.captured, refunded=event.refunded, tx_hash=log.tx_hash)
 
 
 def _authorized_signer(scope: PaymentScope) -> str:

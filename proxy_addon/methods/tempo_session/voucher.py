@@ -22,11 +22,7 @@ _DOMAIN_VERSION: Final = keccak256(b"1")
 @lru_cache(maxsize=256)
 def domain_separator(name: str, chain_id: int, escrow: str) -> bytes:
     return keccak256(
-        _DOMAIN_TYPE
-        + keccak256(name.encode())
-        + _DOMAIN_VERSION
-        + uint_word(chain_id)
-        + address_word(escrow)
+        _DOMAIN_TYPE + keccak256(name.encode()) + _DOMAIN_VERSION + uint_word(chain_id) + address_word(escrow)
     )
 
 

@@ -1,0 +1,157 @@
+"""The mitmproxy addon: wiring only. ``mitmdump -s proxy_addon/addon.py --set bursar_config=FILE``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Final
+
+if "proxy_addon" not in sys.modules:  # loaded by path from a checkout that is not installed
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from mitmproxy import ctx, exceptions, http, version
+from mitmproxy.addonmanager import Loader
+from mitmproxy.connection import Client
+from mitmproxy.proxy import layer
+
+from proxy_addon import config
+from proxy_addon.core.errors import BursarError
+from proxy_addon.mitm import compat, peers
+from proxy_addon.mitm.hooks import AnsweredErrand, PrepareErrand
+from proxy_addon.mitm.paying import Limits
+from proxy_addon.mitm.replay import Replay
+from proxy_addon.payer.gate import PaymentGate
+from proxy_addon.runtime import Runtime, open_runtime
+from store.contract import StoreError
+
+log: Final = logging.getLogger("bursar")
+
+HOOK_SECONDS: Final = 60.0  # longer than a request waits for a pending opening
+DRAIN_SECONDS: Final = 10.0
+
+
+class BursarAddon:
+    """Opens the runtime when the proxy runs, and hands mitmproxy's events to the replay."""
+
+    def __init__(self) -> None:
+        self.settings: config.Settings | None = None
+        self.runtime: Runtime | None = None
+        self.failure: str | None = None  # why nothing is paid, for whoever started us
+        self._gate: PaymentGate | None = None
+        self._replay: Replay | None = None
+        self._upkeep: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+
+    def load(self, loader: Loader) -> None:
+        loader.add_option("bursar_config", str, str(config.DEFAULT_PATH), "Configuration file of bursar.")
+
+    def configure(self, updated: set[str]) -> None:
+        if "bursar_config" not in updated:
+            return
+        try:
+            self.settings = config.load(Path(ctx.options.bursar_config))
+        except config.ConfigError as error:
+            raise exceptions.OptionsError(f"bursar: {error}") from error  # type: ignore[no-untyped-call]
+
+    async def running(self) -> None:
+        try:
+            self.failure = compat.why_unsupported(version.VERSION) or await self._start()
+        finally:
+            self._started.set()
+        if self.failure is not None:
+            log.error("bursar: %s. All traffic passes, nothing is paid", self.failure.rstrip("."))
+
+    async def _start(self) -> str | None:
+        assert self.settings is not None
+        settings = self.settings
+        try:
+            self.runtime = await open_runtime(settings, need_signer=settings.mode == "pay")
+        except (BursarError, StoreError, config.ConfigError) as error:
+            return str(error)
+        proxy = settings.proxy
+        self._gate = PaymentGate(
+            self.runtime.parts, settings.spend_policy(), reason_header=proxy.reason_header, why_not=_why_not
+        )
+        limits = Limits(repeatable_body=proxy.max_body_mib * 1024 * 1024, hook_seconds=HOOK_SECONDS)
+        self._replay = Replay(self._gate, ctx.master.addons, limits)
+        self._upkeep = asyncio.create_task(self._release_idle(proxy.release_idle_s), name="bursar-upkeep")
+        payer = self.runtime.signer.address if self.runtime.signer is not None else "nobody (shadow mode)"
+        log.info("bursar: pays as %s, for %d host rules", payer, len(settings.policy.hosts))
+        if not settings.policy.hosts:
+            log.warning("bursar: no [[policy.hosts]] in the config, so nobody is paid")
+        return None
+
+    async def _release_idle(self, idle_s: int) -> None:
+        assert self._gate is not None
+        while True:
+            await asyncio.sleep(min(1.0, idle_s))
+            try:
+                await self._gate.release_idle(idle_s * 1000)
+            except Exception:
+                log.exception("bursar: idle channels were not given back")
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> Awaitable[None] | None:
+        if not self._started.is_set():
+            return self._next_layer_when_started(nextlayer)
+        self._next_layer(nextlayer)
+        return None
+
+    async def _next_layer_when_started(self, nextlayer: layer.NextLayer) -> None:
+        # A client that connects while the key is decrypted waits for it, rather than get a 402.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HOOK_SECONDS):
+                await self._started.wait()
+        self._next_layer(nextlayer)
+
+    def _next_layer(self, nextlayer: layer.NextLayer) -> None:
+        if self._replay is not None:
+            self._replay.next_layer(nextlayer)
+
+    async def bursar_prepare(self, errand: PrepareErrand) -> None:
+        if self._replay is not None:
+            await self._replay.bursar_prepare(errand)
+
+    async def bursar_answered(self, errand: AnsweredErrand) -> None:
+        if self._replay is not None:
+            await self._replay.bursar_answered(errand)
+
+    def bursar_tick(self, errand: None) -> None:
+        pass
+
+    def client_disconnected(self, client: Client) -> None:
+        if self._replay is not None:
+            self._replay.client_disconnected(client)
+
+    async def done(self) -> None:
+        """Async, so that mitmdump does not load us twice; within a deadline, since it waits without one."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+        if self._replay is not None:
+            self._replay.paying.close()
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                if self._gate is not None:
+                    await self._gate.close()
+                if self.runtime is not None:
+                    await self.runtime.close()
+        except TimeoutError:
+            log.warning("bursar: stopped before everything was given back; the next start folds it in")
+
+
+def _why_not(flow: http.HTTPFlow) -> str | None:
+    """Why this client is not paid for, by who it is and how the proxy was started."""
+    if not peers.is_loopback(flow.client_conn) and not ctx.options.proxyauth:
+        return (
+            "the client is on another machine and the proxy asks for no password; anyone there could spend from this"
+            " wallet. Set proxyauth, or listen on 127.0.0.1 only"
+        )
+    if ctx.options.ssl_insecure and flow.request.scheme == "https":
+        return "ssl_insecure is set, so nobody knows who would get the money"
+    return None
+
+
+addons = [BursarAddon()]

@@ -1,0 +1,302 @@
+"""`bursar channels`: the deposits, where they are, and how they come back."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from proxy_addon.cli.failure import Failure, failure_of
+from proxy_addon.cli.home import config_option, json_option, load_settings
+from proxy_addon.cli.output import echo_json, printable, short_id, table, utc
+from store.amounts import Token
+from store.lifecycle import FINAL, ChannelStatus
+from store.records import Channel
+
+if TYPE_CHECKING:
+    from proxy_addon.cli.records import View
+    from proxy_addon.config import Settings
+    from proxy_addon.outbound import Outbound
+    from proxy_addon.payer.closing import CloseResult
+    from proxy_addon.runtime import Runtime
+
+_RETRY_S: Final = 0.25
+_AMOUNTS: Final = (
+    "deposit",
+    "authorised",
+    "paid",
+    "uncertain",
+    "held",
+    "free",
+    "accepted",
+    "settled",
+    "fees",
+)
+
+
+@click.group(name="channels")
+def command() -> None:
+    """List, show and close payment channels. All of it works while a proxy runs.
+
+    \b
+    Examples:
+      bursar channels list
+      bursar channels close --all
+    """
+
+
+@command.command(name="list")
+@config_option
+@click.option("--all", "everything", is_flag=True, help="Closed and failed ones, too.")
+@json_option
+def list_(config: Path, everything: bool, as_json: bool) -> None:
+    """All channels that may hold a deposit.
+
+    \b
+    Example:
+      bursar channels list --all
+    """
+    settings = load_settings(config)
+    views = [view for view in _views(settings) if everything or view.channel.status not in FINAL]
+    if as_json:
+        echo_json([_as_json(settings, view) for view in views])
+        return
+    if not views:
+        click.echo("no channels" if everything else "no open channels (--all shows closed ones)", err=True)
+        return
+    rows = [_row(settings, view) for view in views]
+    header = ("CHANNEL", "HOST", "STATUS", "DEPOSIT", "PAID", "UNCERTAIN", "LEFT", "TOKEN", "OPENED", "OWNER")
+    click.echo(table(header, rows, right=("DEPOSIT", "PAID", "UNCERTAIN", "LEFT")))
+
+
+@command.command(name="show")
+@config_option
+@json_option
+@click.argument("channel_id", metavar="ID")
+def show(config: Path, as_json: bool, channel_id: str) -> None:
+    """All that is known of one channel; the start of its id is enough.
+
+    \b
+    Example:
+      bursar channels show 0x1f3a
+    """
+    from proxy_addon.cli.records import one_of
+
+    settings = load_settings(config)
+    views = _views(settings)
+    channel = one_of((view.channel for view in views), channel_id)
+    view = next(view for view in views if view.channel is channel)
+    if as_json:
+        echo_json(_as_json(settings, view))
+        return
+    pairs = _details(settings, view)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name.ljust(width)}  {printable(value)}")
+
+
+@command.command(name="close")
+@config_option
+@click.option("--all", "everything", is_flag=True, help="Every channel that is not closed.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds to wait for a running proxy to give the channel back.",
+)
+@json_option
+@click.argument("channel_id", metavar="[ID]", required=False)
+def close(config: Path, everything: bool, wait: float, as_json: bool, channel_id: str | None) -> None:
+    """Close a channel: the payee gets what it earned, the rest of the deposit comes back.
+
+    A channel that a running proxy uses is waited for: it is given back a few seconds after its last request.
+
+    \b
+    Examples:
+      bursar channels close 0x1f3a
+      bursar channels close --all
+    """
+    if everything == (channel_id is not None):
+        raise click.UsageError("name one channel, or --all")
+    settings = load_settings(config)
+    code = asyncio.run(_close(settings, channel_id, wait, as_json=as_json))
+    if code:
+        raise SystemExit(code)
+
+
+async def _close(settings: Settings, channel_id: str | None, wait: float, *, as_json: bool) -> int:
+    """Close one after the other; the first failure's exit code, or 0."""
+    from proxy_addon.cli.records import one_of
+    from proxy_addon.outbound import Outbound
+    from proxy_addon.runtime import open_runtime
+
+    outbound = Outbound(extra_ca=settings.proxy.upstream_ca)
+    runtime = await open_runtime(settings, need_signer=True)
+    try:
+        channels = await runtime.store.all()
+        if channel_id is not None:
+            chosen = [one_of(channels, channel_id)]
+        else:
+            chosen = [channel for channel in channels if channel.status not in FINAL]
+        told: list[dict[str, Any]] = []
+        code = 0
+        for channel in chosen:
+            try:
+                result = await _close_one(runtime, outbound, channel.channel_id, wait)
+            except Exception as error:  # one that cannot be closed does not keep the others open
+                if channel_id is not None:
+                    raise
+                failure = failure_of(error)
+                code = code or failure.exit_code
+                told.append({"channel": channel.channel_id, "error": failure.message})
+                if not as_json:
+                    click.echo(f"bursar: {channel.channel_id}: {failure.message}", err=True)
+                continue
+            told.append(_result_json(result))
+            if not as_json:
+                click.echo(_result_line(_token(settings, channel), result))
+        if as_json:
+            echo_json(told if channel_id is None else told[0])
+        elif not chosen:
+            click.echo("no open channels", err=True)
+        return code
+    finally:
+        await outbound.aclose()
+        await runtime.close()
+
+
+async def _close_one(runtime: Runtime, outbound: Outbound, channel_id: str, wait: float) -> CloseResult:
+    """Raises `ChannelBusy` if its owner has not given it back when the time is up."""
+    from proxy_addon.core.errors import LocalRefusal
+    from proxy_addon.payer.closing import close_channel
+    from store.channels import ChannelBusy
+
+    deadline = time.monotonic() + wait
+    told = False
+    while True:
+        try:
+            return await close_channel(runtime.parts, outbound, channel_id)
+        except LocalRefusal as error:  # no policy refused: the server or the chain did not help
+            raise Failure(str(error)) from None
+        except ChannelBusy as error:
+            if time.monotonic() >= deadline:
+                raise Failure(f"{error}; stop its requests, or wait longer with --wait") from None
+            if not told:
+                click.echo(
+                    f"bursar: waiting for a running proxy to give back {short_id(channel_id)}", err=True
+                )
+                told = True
+            await asyncio.sleep(_RETRY_S)
+
+
+def _views(settings: Settings) -> list[View]:
+    from proxy_addon.cli.records import read_channels
+
+    return asyncio.run(read_channels(settings))
+
+
+def _token(settings: Settings, channel: Channel) -> Token:
+    return settings.token(channel.scope.chain, channel.scope.token)
+
+
+def _row(settings: Settings, view: View) -> tuple[str, ...]:
+    channel = view.channel
+    token = _token(settings, channel)
+
+    def show(amount: int) -> str:
+        return token.show(amount).partition(" ")[0]
+
+    left = channel.ceiling - channel.paid - channel.uncertain
+    return (
+        short_id(channel.channel_id),
+        channel.scope.host,
+        channel.status,
+        show(channel.ceiling),
+        show(channel.paid),
+        show(channel.uncertain),
+        "" if channel.status in FINAL else show(left),
+        token.symbol,
+        utc(channel.opened_at),
+        view.ownership,
+    )
+
+
+def _as_json(settings: Settings, view: View) -> dict[str, Any]:
+    channel = view.channel
+    token = _token(settings, channel)
+    value: dict[str, Any] = {
+        "channel": channel.channel_id,
+        "status": channel.status.value,
+        "ownership": view.ownership.value,
+        "owner": channel.owner,
+        "scope": dataclasses.asdict(channel.scope),
+        "resource": channel.resource,
+        "symbol": token.symbol,
+        "decimals": token.decimals,
+        **{name: str(getattr(channel, name)) for name in _AMOUNTS},
+        "captured": None if channel.captured is None else str(channel.captured),
+        "refunded": None if channel.refunded is None else str(channel.refunded),
+        "in_flight": len(channel.holds),
+        "transactions": list(channel.transactions),
+        "pending": None if channel.pending is None else channel.pending.kind,
+        "note": channel.note,
+        "opened_at": channel.opened_at,
+        "updated_at": channel.updated_at,
+    }
+    return value
+
+
+def _details(settings: Settings, view: View) -> list[tuple[str, str]]:
+    channel = view.channel
+    token = _token(settings, channel)
+    scope = channel.scope
+    pairs = [
+        ("channel", channel.channel_id),
+        ("status", channel.status + (f" ({view.ownership})" if view.ownership else "")),
+        ("host", scope.origin),
+        ("resource", channel.resource),
+        ("method", f"{scope.family}/{scope.version} on {scope.chain}"),
+        ("payee", scope.payee),
+        ("payer", scope.payer),
+        ("token", f"{scope.token} ({token.symbol})"),
+        ("escrow", scope.escrow),
+        *((name, token.show(getattr(channel, name))) for name in _AMOUNTS),
+        ("in flight", f"{len(channel.holds)} requests"),
+    ]
+    if channel.captured is not None:
+        pairs.append(("captured", token.show(channel.captured)))
+    if channel.refunded is not None:
+        pairs.append(("refunded", token.show(channel.refunded)))
+    if channel.pending is not None:
+        pairs.append(("pending", f"{channel.pending.kind} {channel.pending.tx_hash}"))
+    pairs += [("transaction", one) for one in channel.transactions]
+    if channel.note:
+        pairs.append(("note", channel.note))
+    pairs += [("opened", utc(channel.opened_at)), ("updated", utc(channel.updated_at))]
+    return pairs
+
+
+def _result_json(result: CloseResult) -> dict[str, Any]:
+    return {
+        "channel": result.channel.channel_id,
+        "status": result.channel.status.value,
+        "deposit": str(result.deposit),
+        "captured": str(result.captured),
+        "refunded": str(result.refunded),
+        "tx": result.tx_hash,
+    }
+
+
+def _result_line(token: Token, result: CloseResult) -> str:
+    channel = result.channel
+    if channel.status is not ChannelStatus.CLOSED:
+        return f"{channel.channel_id} is {channel.status}: {channel.note or 'its deposit never left'}"
+    return (
+        f"closed {channel.channel_id} of {channel.scope.host}: {token.show(result.captured)} captured,"
+        f" {token.show(result.refunded)} refunded ({result.tx_hash or 'transaction unknown'})"
+    )

@@ -1,0 +1,155 @@
+"""mitmproxy with our addon, in this process: what `bursar run` runs, and `bursar exec` in a child.
+
+It starts as mitmdump does, so that logs, options and signals are mitmdump's. Imports mitmproxy: import it late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mitmproxy import ctx, options
+from mitmproxy.tools import cmdline, dump
+from mitmproxy.tools import main as tools
+
+from proxy_addon import addon
+from proxy_addon.cli.ca import bundle, ensure_ca, public_authorities
+from proxy_addon.cli.failure import ExitCode, Failure, failure_of
+from proxy_addon.cli.home import home_of
+
+READY_LIMIT: Final = 4096
+"""Longest message on the ready pipe, in bytes: one write that a pipe takes whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the proxy is reached, and where it writes its ledger."""
+
+    url: str
+    pid: int
+    ledger: str | None
+
+
+class Ready:
+    """The last addon: once all others run, it tells where the proxy listens; it also ends it with its parent."""
+
+    def __init__(
+        self, payer: addon.BursarAddon, tell: Callable[[Listening], None], lifeline: int | None
+    ) -> None:
+        self._payer = payer
+        self._tell = tell
+        self._lifeline = lifeline
+
+    def running(self) -> None:
+        if self._payer.failure is not None:
+            return  # logged as an error, at which mitmdump ends
+        master: Any = ctx.master
+        addresses = master.addons.get("proxyserver").listen_addrs()
+        if not addresses:
+            raise RuntimeError("the proxy listens nowhere")
+        host, port = addresses[0][:2]
+        shown = f"[{host}]" if ":" in host else host
+        if self._lifeline is not None:
+            asyncio.get_running_loop().add_reader(self._lifeline, self._parent_gone)
+        runtime = self._payer.runtime
+        ledger = None if runtime is None else str(runtime.journal.path)
+        self._tell(Listening(url=f"http://{shown}:{port}", pid=os.getpid(), ledger=ledger))
+
+    def _parent_gone(self) -> None:
+        assert self._lifeline is not None
+        asyncio.get_running_loop().remove_reader(self._lifeline)
+        master: Any = ctx.master
+        master.shutdown()
+
+
+def serve(
+    config: Path,
+    *,
+    host: str,
+    port: int,
+    upstream_ca: Path | None,
+    extra: Sequence[str],
+    tell: Callable[[Listening], None],
+    lifeline: int | None = None,
+) -> None:
+    """Run until SIGINT, SIGTERM or the end of `lifeline`. Raises `Failure` if the wallet or store do not open."""
+    home = home_of(config)
+    ensure_ca(home.ca)
+    _quicken()
+    for stream in (sys.stdout, sys.stderr):  # a log file gets whole lines, in order, as they come
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    payer = addon.BursarAddon()
+
+    class Master(dump.DumpMaster):
+        def __init__(self, opts: options.Options) -> None:
+            super().__init__(opts)
+            addons: Any = self.addons
+            addons.add(payer, Ready(payer, tell, lifeline))
+
+    arguments = [
+        *("--set", f"confdir={home.ca}"),
+        *("--set", f"bursar_config={config}"),
+        *("--listen-host", host),
+        *("--listen-port", str(port)),
+        *_trusting(upstream_ca, home.ca),
+        *extra,
+    ]
+    try:
+        tools.run(Master, cmdline.mitmdump, arguments, _filters)
+    except SystemExit:
+        if payer.failure is None:
+            raise
+        raise _failed(payer) from None
+
+
+def announce(descriptor: int) -> Callable[[Listening], None]:
+    """For a parent: one JSON object on the pipe, which then ends."""
+
+    def tell(listening: Listening) -> None:
+        data = json.dumps(asdict(listening)).encode()
+        assert len(data) <= READY_LIMIT
+        os.write(descriptor, data)
+        os.close(descriptor)
+
+    return tell
+
+
+def _failed(payer: addon.BursarAddon) -> Failure:
+    error = getattr(payer, "error", None)
+    if isinstance(error, Exception):
+        return failure_of(error)
+    return Failure(str(payer.failure), ExitCode.CONFIG)
+
+
+def _trusting(upstream_ca: Path | None, directory: Path) -> list[str]:
+    """mitmproxy's option *replaces* what it trusts; the config's certificate comes on top."""
+    if upstream_ca is None:
+        return []
+    if not upstream_ca.is_file():
+        raise Failure(f"proxy.upstream_ca: there is no file {upstream_ca}", ExitCode.CONFIG)
+    trusted = bundle(directory, [public_authorities(), upstream_ca])
+    return ["--set", f"ssl_verify_upstream_trusted_ca={trusted}"]
+
+
+def _filters(args: Any) -> dict[str, str]:
+    """Filter expressions on the command line, as mitmdump takes them."""
+    if not args.filter_args:
+        return {}
+    names = ("save_stream_filter", "readfile_filter", "dumper_filter")
+    return dict.fromkeys(names, " ".join(args.filter_args))
+
+
+def _quicken() -> None:
+    """Cached hook dispatch: the same hooks, found faster. Without it all is right, only slower."""
+    try:
+        dispatch = importlib.import_module("proxy_addon.mitm.dispatch")
+    except ModuleNotFoundError:
+        return
+    dispatch.install()

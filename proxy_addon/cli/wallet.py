@@ -1,0 +1,143 @@
+"""The wallet as the command handles it: making its key, finding its password, keeping both from others."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from proxy_addon.cli.failure import ExitCode, Failure
+from proxy_addon.cli.home import Home
+from proxy_addon.cli.template import WalletChoice
+
+if TYPE_CHECKING:
+    from proxy_addon.config import Wallet
+
+PASSWORD_ENV: Final = "BURSAR_PASSWORD"  # noqa: S105 (a variable's name)
+
+
+def read_key(path: Path) -> bytes:
+    """The private key, in hex, in a file or (``-``) on stdin. Raises `Failure`, which does not repeat it."""
+    from proxy_addon.signer import KeyRejected, Signer, parse_key
+
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise Failure(f"the key in {path} cannot be read: {why}", ExitCode.CONFIG) from None
+    if text.lstrip().startswith("{"):
+        raise Failure(
+            f"{path} is an encrypted key file: put it in the home as key.json (chmod 600) and use --existing-key",
+            ExitCode.CONFIG,
+        )
+    try:
+        key = parse_key(text.strip())
+        Signer(key)
+    except KeyRejected as error:
+        raise Failure(f"{path}: {error}", ExitCode.CONFIG) from None
+    return key
+
+
+def address_in_env(name: str) -> str | None:
+    """The address of the key in an environment variable; None while it is not set. Raises `KeystoreError`."""
+    if not os.environ.get(name):
+        return None
+    from proxy_addon.keystore import signer_from_env
+
+    return signer_from_env(name).address
+
+
+def create_key(home: Home, key: bytes | None, *, ask: bool) -> tuple[str, WalletChoice]:
+    """Write key.json with a new or an imported key; the address, and what the config says of it.
+
+    Nothing is overwritten. A random password is on disk before the key that needs it.
+    """
+    from proxy_addon.keystore import create_keystore
+
+    password, choice = _new_password(home, ask=ask)
+    try:
+        signer = create_keystore(home.keystore, password, key)
+    except Exception:
+        if choice.password_file is not None:
+            choice.password_file.unlink(missing_ok=True)  # made a moment ago, for nothing
+        raise
+    return signer.address, choice
+
+
+def adopt_key(home: Home, *, ask: bool) -> tuple[str, WalletChoice]:
+    """Go on with the key.json that is there; its password is tried if it is at hand. Raises `KeystoreError`."""
+    from proxy_addon import keystore
+
+    if os.environ.get(PASSWORD_ENV):
+        source = keystore.password_from_env(PASSWORD_ENV)
+        choice = WalletChoice(keystore=home.keystore, password_env=PASSWORD_ENV)
+    elif home.password.exists():
+        source = keystore.password_from_file(home.password)
+        choice = WalletChoice(keystore=home.keystore, password_file=home.password)
+    else:
+        choice = WalletChoice(keystore=home.keystore, password_env=PASSWORD_ENV)
+        if not ask:
+            address = keystore.keystore_address(home.keystore)
+            return address or "(unknown until the key is opened)", choice
+
+        def source() -> str:
+            return str(click.prompt(f"Password of {home.keystore}", hide_input=True))
+
+    return keystore.signer_from_keystore(home.keystore, source).address, choice
+
+
+def missing_password(wallet: Wallet, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the proxy's environment needs to open the wallet, asked for on a terminal; {} if nothing."""
+    name = wallet.password_env
+    if wallet.keystore is None or name is None or environ.get(name):
+        return {}
+    if wallet.password_file is not None and wallet.password_file.exists():
+        return {}
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Failure(
+            f"{name} is not set: it should hold the password of {wallet.keystore};"
+            " set it, or name a password_file in the config",
+            ExitCode.CONFIG,
+        )
+    return {name: click.prompt(f"Password of {wallet.keystore}", hide_input=True, err=True)}
+
+
+def secrets_in_env(wallet: Wallet) -> frozenset[str]:
+    """Variables that hold what opens the wallet: for the proxy alone, not for the command it serves."""
+    return frozenset(name for name in (wallet.password_env, wallet.private_key_env, PASSWORD_ENV) if name)
+
+
+def _new_password(home: Home, *, ask: bool) -> tuple[str, WalletChoice]:
+    by_env = WalletChoice(keystore=home.keystore, password_env=PASSWORD_ENV)
+    if given := os.environ.get(PASSWORD_ENV):
+        return given, by_env
+    if ask:
+        typed: str = click.prompt(
+            "Password for the key file (empty: a random one, kept beside it)",
+            hide_input=True,
+            default="",
+            show_default=False,
+            confirmation_prompt=True,
+        )
+        if typed:
+            return typed, by_env
+    password = secrets.token_urlsafe(24)
+    write_new(home.password, password + "\n")
+    return password, WalletChoice(keystore=home.keystore, password_file=home.password)
+
+
+def write_new(path: Path, text: str) -> None:
+    """A file for its owner only, on disk when this returns. Raises `Failure` if there is one already."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Failure(f"{path} exists and is not overwritten", ExitCode.CONFIG) from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

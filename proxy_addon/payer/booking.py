@@ -1,0 +1,111 @@
+"""What an attempt leaves behind: the receipt it brought, the end of its hold, a channel set aside."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Final
+
+from mitmproxy import http
+
+from proxy_addon.audit import Audit
+from proxy_addon.core.errors import RemoteProtocolError
+from proxy_addon.core.messages import Receipt, parse_receipt
+from proxy_addon.mitm.gate import Outcome
+from proxy_addon.payer.ticket import Attempt, PayTicket
+from store.account import Ending
+from store.contract import StoreError
+from store.lifecycle import ChannelStatus
+from store.records import Channel
+
+log: Final = logging.getLogger("bursar")
+
+
+def read_receipt(attempt: Attempt, response: http.Response) -> Receipt | None:
+    """The answer's receipt, if it is readable and about this attempt's channel."""
+    value = response.headers.get("Payment-Receipt")
+    if value is None:
+        return None
+    host, channel_id = attempt.want.facts.host, attempt.grant.channel.channel_id
+    try:
+        receipt = parse_receipt(value)
+    except RemoteProtocolError as error:
+        log.warning("bursar: %s sent a receipt that cannot be read: %s", host, error)
+        return None
+    if receipt.channel_id not in (None, channel_id):
+        log.warning("bursar: %s sent a receipt for another channel than %s", host, channel_id)
+        return None
+    return receipt
+
+
+def end(ticket: PayTicket, attempt: Attempt, ending: Ending, reason: str | None) -> None:
+    """End the attempt's hold; never twice."""
+    if attempt.ended:
+        return
+    attempt.ended = True
+    receipt = attempt.receipt
+    attempt.grant.till.end(
+        attempt.grant.hold,
+        ending,
+        attempt.want,
+        spent=receipt.spent if receipt is not None else None,
+        accepted=receipt is not None,
+        status=ticket.status,
+        reason=reason,
+    )
+
+
+def finish(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> None:
+    """Book an attempt by how its answer ended on the wire."""
+    if attempt.ended:
+        return
+    if attempt.opening:
+        sent = outcome is not Outcome.NOT_SENT
+        attempt.offer.desk.opening_ended(attempt.grant.till, sent=sent, told=attempt.receipt is not None)
+    end(ticket, attempt, *_ending(ticket, attempt, outcome))
+
+
+def _ending(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> tuple[Ending, str | None]:
+    match outcome:
+        case Outcome.NOT_SENT:
+            return Ending.FREE, "not sent"
+        case Outcome.CUT:
+            return Ending.UNDELIVERED, "cut"
+        case Outcome.LOST:
+            return Ending.UNKNOWN, "no answer"
+        case Outcome.COMPLETE if attempt.receipt is None:
+            return Ending.UNDELIVERED, "no receipt"
+        case Outcome.COMPLETE if ticket.facts.method == "HEAD" or ticket.status == 204:
+            # May be the answer to a voucher that was taken and not charged for.
+            return Ending.UNDELIVERED, "nothing delivered"
+        case _:
+            return Ending.PAID, None
+
+
+async def set_aside(audit: Audit, attempt: Attempt, reason: str) -> None:
+    """Dispatch nothing more on this channel; its deposit stays on record, to be brought home by a close."""
+    till = attempt.grant.till
+    if till.channel.status is not ChannelStatus.OPEN:
+        return
+
+    def change(record: Channel) -> Channel:
+        if record.status is not ChannelStatus.OPEN:
+            return record
+        return replace(record, status=ChannelStatus.ASIDE, note=reason)
+
+    try:
+        await till.commit(change=change)
+    except StoreError as error:
+        till.fenced = True  # dispatch nothing on it in any case
+        log.error("bursar: %s", error)
+    channel, token = till.channel, attempt.want.caps.token
+    audit.note(
+        "set-aside",
+        f"set aside channel {channel.channel_id} of {attempt.want.facts.host}: {reason}."
+        f" Up to {token.show(channel.deposit - channel.paid)} of its deposit can be brought back:"
+        f" bursar channels close {channel.channel_id}",
+        level=logging.WARNING,
+        channel_id=channel.channel_id,
+        host=attempt.want.facts.host,
+        reason=reason,
+    )

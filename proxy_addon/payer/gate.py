@@ -1,0 +1,372 @@
+"""The `Gate`: a client request's way from a 402 to a paid answer.
+
+Fail closed on money, open on traffic: whatever goes wrong in here, nothing is signed and the upstream's own
+answer reaches the client.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from mitmproxy import http
+
+from proxy_addon.audit import RequestFacts, amount_fields
+from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError
+from proxy_addon.core.messages import (
+    PAYMENT_REQUEST_FIELDS,
+    PAYMENT_RESPONSE_FIELDS,
+    Challenge,
+    Problem,
+    build_credential,
+    is_payment_credential,
+    parse_challenges,
+    parse_problem,
+)
+from proxy_addon.core.policy import Origin, SpendPolicy
+from proxy_addon.core.repair import HOLD_BACK_AFTER, Way, way_out
+from proxy_addon.methods import registry
+from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Fields, Outcome, Outgoing, Ticket
+from proxy_addon.payer import booking
+from proxy_addon.payer.offers import Offers
+from proxy_addon.payer.parts import Parts
+from proxy_addon.payer.ticket import Attempt, Offer, PayTicket
+from proxy_addon.payer.till import Grant, Want
+from store import account
+from store.account import Ending
+from store.lifecycle import PENDING_OPEN
+
+log: Final = logging.getLogger("bursar")
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+class PaymentGate:
+    """Implements `proxy_addon.mitm.gate.Gate`. `why_not` says why a client is not paid for, or None."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        policy: SpendPolicy,
+        *,
+        reason_header: bool = False,
+        why_not: Callable[[http.HTTPFlow], str | None] = lambda flow: None,
+    ) -> None:
+        self._parts = parts
+        self._policy = policy
+        self._reason_header = reason_header
+        self._why_not = why_not
+        self._offers = Offers(parts, policy)
+        self._accept: Fields = (("Accept-Payment", registry.accept_payment()),)
+
+    # -- 1: the request's headers are here
+
+    def consider(self, flow: http.HTTPFlow) -> Ticket | None:
+        try:
+            return self._consider(flow)
+        except Exception:
+            log.exception("bursar: %s is passed through unpaid", flow.request.host)
+            return None
+
+    def _consider(self, flow: http.HTTPFlow) -> PayTicket | None:
+        request = flow.request
+        if request.scheme not in ("http", "https"):
+            return None
+        origin = Origin(request.scheme, request.host.lower().rstrip("."), request.port)
+        if self._policy.rule_for(origin) is None:
+            return None
+        headers = request.headers
+        authorization = headers.get("authorization")
+        pays_itself = any(name in headers for name in PAYMENT_REQUEST_FIELDS if name != "Accept-Payment")
+        if pays_itself or (authorization is not None and is_payment_credential(authorization)):
+            return None
+        peer = flow.client_conn.peername
+        ticket = PayTicket(
+            facts=RequestFacts(
+                request_id=uuid.uuid4().hex,
+                client=f"{peer[0]}:{peer[1]}" if peer else "unknown",
+                host=origin.shown,
+                method=request.method,
+                path=request.path.partition("?")[0],
+            ),
+            origin=origin,
+            url=f"{origin}{request.path}",
+            repeatable_method=request.method in SAFE_METHODS,
+            own_authorization=authorization is not None,
+            own_idempotency_key="idempotency-key" in headers,
+            refused=self._why_not(flow),
+        )
+        if ticket.refused is None and not self._policy.shadow:
+            ticket.offer = self._offers.of_route(ticket)
+        return ticket
+
+    def wants(self, ticket: Ticket, response: http.Response) -> bool:
+        assert isinstance(ticket, PayTicket)
+        if response.status_code == 402:
+            return True
+        return response.status_code == 410 and ticket.attempt is not None and not ticket.attempt.ended
+
+    # -- 2: the request leaves next
+
+    def prepare_now(self, ticket: Ticket) -> Outgoing | None:
+        assert isinstance(ticket, PayTicket)
+        offer = ticket.offer
+        if offer is None:
+            return self._unpaid(ticket)
+        try:
+            till = offer.desk.till
+            if till is None:
+                return None
+            want = self._want(ticket, offer)
+            grant = till.take_now(want)
+            return None if grant is None else self._dispatch(ticket, offer, want, grant)
+        except LocalRefusal:
+            return self._unpaid(ticket)  # its 402 will ask again, and then the reason is written down
+        except Exception:
+            log.exception("bursar: nothing is paid in advance")
+            return NOTHING
+
+    async def prepare(self, ticket: Ticket) -> Outgoing:
+        assert isinstance(ticket, PayTicket)
+        if ticket.offer is None:
+            return self._unpaid(ticket)
+        try:
+            return await self._pay(ticket, ticket.offer)
+        except LocalRefusal:
+            return self._unpaid(ticket)
+
+    def _unpaid(self, ticket: PayTicket) -> Outgoing:
+        """No credential: say what we can pay, and which channel is live here, so that the server may offer it."""
+        if ticket.refused is not None or self._policy.shadow:
+            return NOTHING
+        channel_id = self._offers.live_channel(ticket.origin)
+        if channel_id is None:
+            return Outgoing(adds=self._accept)
+        return Outgoing(adds=(*self._accept, ("Payment-Session", channel_id)))
+
+    # -- 3: a final answer's headers are here
+
+    def received(self, ticket: Ticket, response: http.Response) -> None:
+        assert isinstance(ticket, PayTicket)
+        ticket.status = response.status_code
+        attempt = ticket.attempt
+        if attempt is None or attempt.ended:
+            return
+        try:
+            attempt.receipt = booking.read_receipt(attempt, response)
+        finally:
+            for name in PAYMENT_RESPONSE_FIELDS:
+                response.headers.pop(name, None)
+        if attempt.opening:
+            attempt.offer.desk.opening_ended(attempt.grant.till, sent=True, told=attempt.receipt is not None)
+        if attempt.receipt is not None:
+            self._offers.taken(ticket.route, attempt.offer)
+
+    # -- 4: an answer that may ask for money
+
+    async def answered(self, ticket: Ticket, response: http.Response, body: bytes | None) -> Again | Deliver:
+        assert isinstance(ticket, PayTicket)
+        ticket.status = response.status_code
+        try:
+            outgoing = await self._answered(ticket, response, body)
+        except LocalRefusal as error:
+            return self._refuse(ticket, error.reason, str(error))
+        except BursarError as error:
+            return self._refuse(ticket, "protocol", str(error))
+        return outgoing if isinstance(outgoing, Deliver) else Again(outgoing)
+
+    async def _answered(
+        self, ticket: PayTicket, response: http.Response, body: bytes | None
+    ) -> Outgoing | Deliver:
+        attempt = ticket.attempt
+        parsed = parse_challenges(response.headers.get_all("www-authenticate"))
+        if attempt is None or attempt.ended:
+            if not parsed.challenges and not parsed.problems:
+                return Deliver()  # a 402 that is no business of ours
+            if ticket.refused is not None:
+                raise LocalRefusal("client-not-allowed", ticket.refused)
+            if not parsed.challenges:
+                raise RemoteProtocolError(f"{ticket.facts.host} sent a bad challenge: {parsed.problems[0]}")
+            offer = self._offers.choose(ticket, parsed.challenges)
+            return self._shadow(ticket, offer) if self._policy.shadow else await self._pay(ticket, offer)
+        if "Payment-Receipt" in response.headers:  # an application's own 402, after it charged for it
+            self.received(ticket, response)
+            return Deliver()
+        problem = _problem(response, body)
+        kind = problem.kind if problem is not None else None
+        if not parsed.challenges and kind is None:
+            # Not an answer of the Payment scheme: nothing says whether it was charged.
+            self.received(ticket, response)
+            return Deliver()
+        return await self._mend(ticket, attempt, response.status_code, kind, parsed.challenges)
+
+    def _shadow(self, ticket: PayTicket, offer: Offer) -> Deliver:
+        token, terms = offer.caps.token, offer.terms
+        self._parts.audit.note(
+            "decision",
+            f"shadow: would have paid {token.show(terms.price)} to {terms.payee} for"
+            f" {ticket.facts.method} {ticket.facts.host}{ticket.facts.path}",
+            fields={
+                **ticket.facts.fields(),
+                "challenge": offer.challenge.id,
+                "outcome": "shadow",
+                **amount_fields(token, terms.price),
+            },
+        )
+        return Deliver()
+
+    def _refuse(self, ticket: PayTicket, reason: str, message: str) -> Deliver:
+        fields = {**ticket.facts.fields(), "outcome": "refused", "reason": reason, "status": ticket.status}
+        self._parts.audit.note("decision", f"not paid: {message}", level=logging.WARNING, fields=fields)
+        return Deliver((("Bursar-Reason", reason),) if self._reason_header else ())
+
+    # -- paying
+
+    def _want(self, ticket: PayTicket, offer: Offer) -> Want:
+        return Want(
+            facts=ticket.facts,
+            price=offer.terms.price,
+            caps=offer.caps,
+            tries=ticket.tries,
+            challenge_id=offer.challenge.id,
+            expires_at=offer.expires_at,
+            fingerprint=ticket.fingerprint,
+        )
+
+    async def _pay(
+        self, ticket: PayTicket, offer: Offer, *, bump: bool = False, write_off: bool = False
+    ) -> Outgoing:
+        """Raises `LocalRefusal`; then nothing was signed for this attempt."""
+        self._parts.need_signer()
+        want = self._want(ticket, offer)
+        want.bump, want.write_off = bump, write_off
+        grant = await offer.desk.take(want, offer.terms, offer.resource)
+        return self._dispatch(ticket, offer, want, grant)
+
+    def _dispatch(self, ticket: PayTicket, offer: Offer, want: Want, grant: Grant) -> Outgoing:
+        """The very last step: the hold is booked and the ledger's line is written; now the credential."""
+        ticket.attempt = Attempt(offer, want, grant, opening=grant.channel.status in PENDING_OPEN)
+        if not ticket.dispatched_at:
+            ticket.dispatched_at = grant.hold.sent_at
+        return self._credential(ticket, ticket.attempt)
+
+    def _credential(self, ticket: PayTicket, attempt: Attempt) -> Outgoing:
+        offer, grant = attempt.offer, attempt.grant
+        build = offer.method.open_payload if attempt.opening else offer.method.voucher_payload
+        scope = grant.channel.scope
+        value = build_credential(
+            offer.challenge,
+            build(grant.channel, grant.amount, grant.signature),
+            f"did:pkh:{scope.chain}:{scope.payer}",
+        )
+        adds: Fields = ()
+        if not (ticket.repeatable_method or ticket.own_idempotency_key):
+            adds = (("Idempotency-Key", ticket.facts.request_id),)
+        return Outgoing(sets=((offer.challenge.credential_header, value),), adds=adds)
+
+    # -- repairing
+
+    async def _mend(
+        self,
+        ticket: PayTicket,
+        attempt: Attempt,
+        status: int,
+        kind: str | None,
+        challenges: tuple[Challenge, ...],
+    ) -> Outgoing | Deliver:
+        """The server refused our payment: carry out what `core.repair` says. Ends the hold, unless it is sent again."""
+        grant, till, tries = attempt.grant, attempt.grant.till, ticket.tries
+        self._offers.refused(ticket.route, attempt.offer, kind)
+        if attempt.opening:
+            attempt.offer.desk.opening_ended(till, sent=True, told=False)
+            booking.end(ticket, attempt, Ending.FREE, kind)
+            raise LocalRefusal(
+                "open-refused",
+                f"{ticket.facts.host} did not take the opening of {grant.channel.channel_id} ({kind or 'no reason'});"
+                " only the chain knows whether it landed, and `bursar channels list` shows it",
+            )
+        way = way_out(status, kind, grant.amount, till.channel, tries)
+        fresh = attempt.offer
+        if challenges and way is not Way.GIVE_UP:
+            try:
+                fresh = self._offers.choose(ticket, challenges)
+            except BursarError:
+                booking.end(ticket, attempt, Ending.FREE, kind)
+                raise
+            if fresh.desk is not attempt.offer.desk or fresh.terms.price != attempt.offer.terms.price:
+                # Other terms: whatever it says of the old ones, decide anew, once.
+                way = Way.ANEW if tries.anew == 0 else Way.GIVE_UP
+        if way is Way.RESEND:
+            tries.resends += 1
+            if tries.resends >= HOLD_BACK_AFTER:
+                till.hold_back_for(ticket.facts.request_id)
+            attempt.offer = fresh
+            attempt.want.challenge_id, attempt.want.expires_at = fresh.challenge.id, fresh.expires_at
+            attempt.grant = till.resend(grant, attempt.want)
+            return self._credential(ticket, attempt)
+        booking.end(ticket, attempt, Ending.FREE, kind)
+        match way:
+            case Way.ANEW:
+                tries.anew += 1
+                return await self._pay(ticket, fresh)
+            case Way.BUMP:
+                tries.bumps += 1
+                if kind == "session/delta-too-small":
+                    till.channel = account.learn_delta(
+                        till.channel, grant.amount, attempt.want.caps.per_request
+                    )
+                return await self._pay(ticket, fresh, bump=True)
+            case Way.WRITE_OFF:
+                tries.write_offs += 1
+                return await self._pay(ticket, fresh, write_off=True)
+            case Way.GONE | Way.DEPOSIT:
+                tries.moves += 1
+                await booking.set_aside(self._parts.audit, attempt, kind or str(status))
+                return await self._pay(ticket, fresh)
+            case Way.DISTRUST:
+                await booking.set_aside(self._parts.audit, attempt, kind or str(status))
+            case _:
+                if tries.repaired:
+                    till.channel = account.count_bad_row(
+                        till.channel, ticket.dispatched_at, self._parts.now()
+                    )
+                    if account.is_spoiled(till.channel):
+                        await booking.set_aside(self._parts.audit, attempt, f"{kind}, again and again")
+        raise LocalRefusal(
+            "refused-by-server",
+            f"{ticket.facts.host} refused a voucher of {attempt.want.caps.token.show(grant.amount)} on"
+            f" {grant.channel.channel_id} ({kind or 'no reason given'}); its answer goes to the client",
+        )
+
+    # -- 5: the end
+
+    def finished(self, ticket: Ticket, outcome: Outcome) -> None:
+        assert isinstance(ticket, PayTicket)
+        try:
+            if ticket.attempt is not None:
+                booking.finish(ticket, ticket.attempt, outcome)
+        except Exception:
+            log.exception("bursar: the end of a payment could not be booked; it stays counted as spent")
+
+    # -- upkeep
+
+    async def release_idle(self, idle_ms: int) -> None:
+        """Give back channels that were not used for `idle_ms`, so that other processes can have them."""
+        before = self._parts.now() - idle_ms
+        for desk in self._offers.desks:
+            await desk.release_idle(before)
+
+    async def close(self) -> None:
+        for desk in self._offers.desks:
+            await desk.close()
+
+
+def _problem(response: http.Response, body: bytes | None) -> Problem | None:
+    if body is None:
+        return None
+    try:
+        return parse_problem(response.headers.get("content-type", ""), body)
+    except RemoteProtocolError:
+        return None

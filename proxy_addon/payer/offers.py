@@ -1,0 +1,161 @@
+"""Which challenges may be paid, by whom, and which may be used again.
+
+A challenge that is judged payable becomes an `Offer`. The last one of each route is kept, because servers take
+a challenge again until it expires: a warm request then carries its credential at once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError, UnsupportedChallenge
+from proxy_addon.core.headers import digest_matches
+from proxy_addon.core.messages import Challenge
+from proxy_addon.core.policy import Origin, Refusal, SpendPolicy
+from proxy_addon.core.terms import Terms
+from proxy_addon.methods import registry
+from proxy_addon.methods.contract import Method
+from proxy_addon.payer.desk import Desk
+from proxy_addon.payer.parts import LONGEST_CHALLENGE_MS, Parts
+from proxy_addon.payer.ticket import Offer, PayTicket, Route
+
+MOST_OFFERS: Final = 10_000
+REUSE_REFUSALS: Final = 2
+"""So often may a server refuse a challenge that it gave before it expired; then its route's are used once only."""
+
+_REUSE_REFUSED: Final = frozenset({"invalid-challenge", "session/challenge-not-found", "payment-required"})
+_NOBODY: Final = "0x" + "00" * 20
+
+
+class Offers:
+    """Judges challenges, and remembers the good ones."""
+
+    def __init__(self, parts: Parts, policy: SpendPolicy) -> None:
+        self._parts = parts
+        self._policy = policy
+        self._desks: dict[str, Desk] = {}
+        self._by_origin: dict[Origin, Desk] = {}
+        self._kept: OrderedDict[Route, Offer] = OrderedDict()
+        self._refused_reuse: dict[Route, int] = {}
+
+    @property
+    def desks(self) -> tuple[Desk, ...]:
+        return tuple(self._desks.values())
+
+    # -- judging
+
+    def choose(self, ticket: PayTicket, challenges: Iterable[Challenge]) -> Offer:
+        """The first challenge that we can and may pay.
+
+        Raises the reason against the first that we could pay but may not, else that we can pay none.
+        """
+        failure: BursarError | None = None
+        for challenge in challenges:
+            try:
+                return self._judge(ticket, challenge)
+            except UnsupportedChallenge as error:
+                failure = failure or error
+            except BursarError as error:
+                if failure is None or isinstance(failure, UnsupportedChallenge):
+                    failure = error
+        assert failure is not None
+        raise failure
+
+    def _judge(self, ticket: PayTicket, challenge: Challenge) -> Offer:
+        now, host = self._parts.now(), ticket.facts.host
+        method = registry.resolve(challenge)
+        terms = method.terms(challenge)
+        verdict = self._policy.judge(ticket.origin, terms, method.escrows)
+        if isinstance(verdict, Refusal):
+            raise LocalRefusal(verdict.reason, verdict.message)
+        if blocks_client(ticket, challenge):
+            raise LocalRefusal(
+                "client-authorization",
+                f"{host} wants the payment in Authorization, where the client has its own; it is never overwritten."
+                " The server could ask for Payment-Authorization, or the client leave its own out",
+            )
+        expires_at = challenge.expires_at
+        if expires_at is None:
+            expires_at = now + LONGEST_CHALLENGE_MS
+        elif expires_at > now + LONGEST_CHALLENGE_MS:
+            raise LocalRefusal(
+                "expires-too-late",
+                f"{host} sent a challenge that is good until {challenge.expires}; one hour is the most that is paid,"
+                " since a lost payment stays uncertain for that long",
+            )
+        if challenge.digest is not None and not _digest_fits(ticket, challenge.digest):
+            raise RemoteProtocolError(f"{host} sent a challenge for another request body than this one's")
+        offer = Offer(
+            challenge=challenge,
+            terms=terms,
+            method=method,
+            caps=verdict,
+            desk=self._desk(ticket.origin, method, terms),
+            expires_at=expires_at,
+            resource=f"{ticket.origin}{ticket.facts.path}",
+        )
+        if not offer.live(now):
+            raise LocalRefusal(
+                "expired",
+                f"{host} sent a challenge that expired at {challenge.expires}; check this machine's clock",
+            )
+        return offer
+
+    def _desk(self, origin: Origin, method: Method, terms: Terms) -> Desk:
+        signer = self._parts.signer
+        scope = method.scope(
+            terms,
+            payer=signer.address if signer is not None else _NOBODY,
+            voucher_signer=signer.voucher_signer if signer is not None else _NOBODY,
+            origin=str(origin),
+        )
+        desk = self._desks.get(scope.key)
+        if desk is None:
+            desk = self._desks[scope.key] = Desk(self._parts, scope, method)
+        return desk
+
+    # -- remembering
+
+    def of_route(self, ticket: PayTicket) -> Offer | None:
+        """The offer that a request of this route may use at once."""
+        offer = self._kept.get(ticket.route)
+        if offer is None or blocks_client(ticket, offer.challenge):
+            return None
+        if not offer.live(self._parts.now()):
+            del self._kept[ticket.route]
+            return None
+        return offer
+
+    def live_channel(self, origin: Origin) -> str | None:
+        """A channel that is live in this process and was paid with at `origin`: worth a hint to the server."""
+        desk = self._by_origin.get(origin)
+        till = desk.till if desk is not None else None
+        return till.channel.channel_id if till is not None else None
+
+    def taken(self, route: Route, offer: Offer) -> None:
+        """The server took a payment against this offer: keep it for the next request of its route."""
+        offer.used += 1
+        self._by_origin[route[0]] = offer.desk
+        if offer.challenge.digest is not None or self._refused_reuse.get(route, 0) >= REUSE_REFUSALS:
+            return
+        self._kept[route] = offer
+        self._kept.move_to_end(route)
+        if len(self._kept) > MOST_OFFERS:
+            self._kept.popitem(last=False)
+
+    def refused(self, route: Route, offer: Offer, kind: str | None) -> None:
+        """The server refused a payment against this offer; some servers take a challenge once only."""
+        self._kept.pop(route, None)
+        if offer.used and kind in _REUSE_REFUSED:
+            self._refused_reuse[route] = self._refused_reuse.get(route, 0) + 1
+
+
+def blocks_client(ticket: PayTicket, challenge: Challenge) -> bool:
+    """Would the credential have to go where the client's own Authorization is?"""
+    return ticket.own_authorization and challenge.credential_header == "Authorization"
+
+
+def _digest_fits(ticket: PayTicket, digest: str) -> bool:
+    return ticket.body_sha256 is not None and digest_matches(digest, bytes.fromhex(ticket.body_sha256))

@@ -1,0 +1,79 @@
+"""What the payer remembers of one client request while it is on its way."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from proxy_addon.audit import RequestFacts
+from proxy_addon.core.messages import Challenge, Receipt
+from proxy_addon.core.policy import Caps, Origin
+from proxy_addon.core.repair import Tries
+from proxy_addon.core.terms import Terms
+from proxy_addon.methods.contract import Method
+from proxy_addon.payer.desk import Desk
+from proxy_addon.payer.till import Grant, Want
+
+Route = tuple[Origin, str, str]  # origin, method, path without query
+
+EXPIRY_SKEW_MS = 5_000
+"""A challenge is not used in its last seconds: the server's clock may be ahead of ours."""
+
+
+@dataclass(slots=True, eq=False)
+class Offer:
+    """A challenge that we have judged and may pay; good for the next requests of its route until it expires."""
+
+    challenge: Challenge
+    terms: Terms
+    method: Method
+    caps: Caps
+    desk: Desk
+    expires_at: int  # ms
+    resource: str  # URL without query
+    used: int = 0
+
+    def live(self, now: int) -> bool:
+        return now < self.expires_at - EXPIRY_SKEW_MS
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A credential that is about to leave, or has left, and whose answer is awaited."""
+
+    offer: Offer
+    want: Want
+    grant: Grant
+    opening: bool  # it carries the opening of its channel
+    ended: bool = False
+    receipt: Receipt | None = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class PayTicket:
+    """The gate's `Ticket`: one client request, through all its attempts."""
+
+    facts: RequestFacts
+    origin: Origin
+    url: str = field(repr=False)
+    repeatable_method: bool
+    own_authorization: bool  # the client sent an Authorization of its own; it is never overwritten
+    own_idempotency_key: bool
+    watches_body: bool = False
+    body_sha256: str | None = None  # hex; set by the layer when the body is complete
+    offer: Offer | None = None  # of the route, at the time the headers arrived
+    attempt: Attempt | None = None
+    tries: Tries = field(default_factory=Tries)
+    status: int | None = None
+    dispatched_at: int = 0
+    refused: str | None = None
+
+    @property
+    def route(self) -> Route:
+        return self.origin, self.facts.method, self.facts.path
+
+    @property
+    def fingerprint(self) -> str:
+        """Method, URL and body: what makes a client's own retry the same request. Hashed: URLs hold secrets."""
+        text = f"{self.facts.method}\n{self.url}\n{self.body_sha256 or ''}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]

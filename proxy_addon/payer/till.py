@@ -1,0 +1,456 @@
+"""One channel that this process owns. All that concerns it happens here, in one order.
+
+The order of a payment: hold what is free, or commit a raise for all that wait; when the commit is durable,
+sign exactly ``authorised``; write the ledger's line; only then hand out the voucher. After a crash between
+any two of these, the store allows at least what has left, and the ledger names what was on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from proxy_addon.audit import Audit, Clock, RequestFacts, amount_fields, utc_date
+from proxy_addon.core.dispatch import Demand, can_reuse, raise_sizes, share
+from proxy_addon.core.errors import LocalRefusal
+from proxy_addon.core.policy import Caps
+from proxy_addon.core.repair import Tries
+from proxy_addon.methods.contract import Method
+from proxy_addon.signer import Signer
+from store import account
+from store.account import Ended, Ending, Sent
+from store.channels import ChannelStore, Fenced, LimitExceeded
+from store.contract import StoreError
+from store.lifecycle import FINAL, ChannelStatus, advance
+from store.records import Channel, CounterMove, Hold
+
+log: Final = logging.getLogger("bursar")
+
+
+class ChannelUnusable(LocalRefusal):
+    """This channel cannot pay (any more); another one of the scope may."""
+
+
+@dataclass(slots=True, eq=False)
+class Want:
+    """One request that wants to be paid for. `price` in base units; `tries` is shared by all its attempts."""
+
+    facts: RequestFacts
+    price: int
+    caps: Caps
+    tries: Tries
+    challenge_id: str
+    expires_at: int  # ms; of the challenge
+    fingerprint: str
+    bump: bool = False
+    write_off: bool = False
+    url: str = ""
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.price, self.bump, self.write_off)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grant:
+    """A hold, and the voucher that goes with it. `channel` is the record that the signature was checked against."""
+
+    till: Till
+    channel: Channel
+    hold: Hold
+    amount: int  # cumulative
+    signature: bytes = field(repr=False)
+
+
+class Till:
+    """The account of one owned channel, with those who wait for it."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        store: ChannelStore,
+        method: Method,
+        signer: Signer,
+        audit: Audit,
+        now: Clock,
+    ) -> None:
+        self.channel = channel
+        self.method = method
+        self._store = store
+        self._signer = signer
+        self._audit = audit
+        self._now = now
+        self._waiting: list[tuple[Want, asyncio.Future[Grant]]] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._write = asyncio.Lock()  # one commit of this record at a time
+        self._durable = channel.authorised  # nothing above this is ever signed
+        self._signed: tuple[int, bytes] | None = None
+        self._first: str | None = None  # the request that is served before anything is raised again
+        self.fenced = False
+        self.last_used = now()
+        self.signatures = 0
+        self.commits = 0
+
+    # -- dispatch
+
+    @property
+    def usable(self) -> bool:
+        return self.channel.status is ChannelStatus.OPEN and not self.fenced
+
+    @property
+    def idle(self) -> bool:
+        return not (self.channel.holds or self._waiting or self._pump)
+
+    def has_room(self, price: int) -> bool:
+        """Can the deposit still cover a request of `price`, once all that is in flight is charged?"""
+        need = max(price, self.channel.min_delta)
+        return (
+            self.channel.free >= price
+            or self.channel.authorised + need - self.channel.free <= self.channel.ceiling
+        )
+
+    def take_now(self, want: Want) -> Grant | None:
+        """A grant out of what is free, with the voucher that is already signed; None if that needs a commit."""
+        if (
+            self._pump is not None
+            or self._waiting
+            or not self.usable
+            or want.bump
+            or want.write_off
+            or self._signed is None
+            or self._signed[0] != self.channel.authorised
+            or not can_reuse(self.channel, want.price)
+        ):
+            return None
+        return self._grant(want)
+
+    async def take(self, want: Want) -> Grant:
+        """A grant, after a commit shared with all that wait. Raises `LocalRefusal`; then nothing was signed for it."""
+        self._check_usable()
+        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self._waiting.append((want, future))
+        self._kick()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.end(future.result().hold, Ending.FREE, want)
+            raise
+
+    def opening_grant(self, want: Want) -> Grant:
+        """The first grant of a channel that is opened: it rides on the opening itself."""
+        self.channel = replace(self.channel, status=advance(self.channel.status, ChannelStatus.SENT))
+        return self._grant(want)
+
+    def resend(self, grant: Grant, want: Want) -> Grant:
+        """Repair a: the same hold with the current voucher. No new money."""
+        self.channel, hold = account.restamp(
+            self.channel, grant.hold.request_id, voucher=self.channel.authorised, expires_at=want.expires_at
+        )
+        return self._attach(hold, want)
+
+    def hold_back_for(self, request_id: str | None) -> None:
+        """Raise nothing more until this request has its answer (None: until nobody in particular has)."""
+        if self._first != request_id:
+            self._first = request_id
+            self._kick()
+
+    def _check_usable(self) -> None:
+        if self.fenced:
+            raise ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
+        if self.channel.status is not ChannelStatus.OPEN:
+            raise ChannelUnusable(
+                "channel-not-open", f"channel {self.channel.channel_id} is {self.channel.status}"
+            )
+
+    def _kick(self) -> None:
+        if self._pump is None and self._waiting and self._may_serve():
+            self._pump = asyncio.get_running_loop().create_task(self._run(), name="bursar-till")
+
+    def _may_serve(self) -> bool:
+        if self._first is not None and self._first in self.channel.holds:
+            return False
+        return not (self.channel.equal_refused and self.channel.holds)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting and self._may_serve():
+                take = 1 if self.channel.equal_refused else len(self._waiting)
+                group, self._waiting = self._waiting[:take], self._waiting[take:]
+                group = [(want, future) for want, future in group if not future.done()]
+                if group:
+                    await self._serve(group)
+        finally:
+            self._pump = None
+            self._kick()
+
+    async def _serve(self, group: list[tuple[Want, asyncio.Future[Grant]]]) -> None:
+        """Raise for the whole group in one commit; where that does not fit, for as many as do, in order."""
+        try:
+            self._check_usable()
+            raised = await self._raise_for([want for want, _ in group])
+        except (LimitExceeded, _NoRoom) as error:
+            if len(group) > 1:
+                middle = len(group) // 2
+                await self._serve(group[:middle])
+                await self._serve(group[middle:])
+            else:
+                self._deny(group, self._refusal(error, group[0][0]))
+            return
+        except LocalRefusal as error:
+            self._deny(group, error)
+            return
+        except StoreError as error:
+            self._deny(group, LocalRefusal("store", str(error)))
+            return
+        except BaseException as error:
+            self._deny(
+                group, LocalRefusal("internal", f"{type(error).__name__} while paying; nothing was signed")
+            )
+            if not isinstance(error, Exception):
+                raise
+            log.exception("bursar: a payment failed inside")
+            return
+        for want, future in group:
+            if future.done():  # its client has gone
+                continue
+            # A request that was bumped or written off has had its raise; it holds like any other now.
+            want.bump = want.write_off = False
+            if self.channel.free < want.price:
+                self._waiting.append((want, future))
+                continue
+            want.tries.new_money += share(self.channel, want.price, raised)
+            try:
+                future.set_result(self._grant(want))
+            except LocalRefusal as error:
+                future.set_exception(error)
+            except Exception as error:
+                log.exception("bursar: a payment failed inside")
+                future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
+
+    async def _raise_for(self, wants: Sequence[Want]) -> int:
+        """Make a raise for `wants` durable. Returns its size; 0 if they fit what is free."""
+        if any(want.write_off for want in wants):
+            self.channel = account.write_off(self.channel, self.channel.free, self._now())
+        caps = wants[0].caps
+        sizes = raise_sizes(
+            self.channel,
+            [want.demand for want in wants],
+            others_in_flight=len(self.channel.holds),
+            ahead_limit=caps.authorise_ahead,
+        )
+        for want in wants:
+            new_money = want.tries.new_money + share(self.channel, want.price, sizes[0])
+            if sizes[0] and new_money > want.caps.per_request:
+                if len(wants) > 1:
+                    raise _NoRoom("a request of the group is over its limit")
+                raise LocalRefusal(
+                    "over-max-price",
+                    f"{want.facts.host} made one request cost {caps.token.show(new_money)}, over max_price"
+                    f" {caps.token.show(want.caps.per_request)} ({caps.rule})",
+                )
+        if sizes == (0,):
+            return 0
+        failure: LimitExceeded | _NoRoom | None = None
+        for size in sizes:
+            if self.channel.authorised + size > self.channel.ceiling:
+                failure = _NoRoom(f"the deposit of {self.channel.channel_id} is used up")
+                continue
+            try:
+                await self.commit(raised=size, counters=caps.raise_moves(size, utc_date(self._now())))
+            except LimitExceeded as error:
+                failure = error
+                continue
+            return size
+        assert failure is not None
+        raise failure
+
+    def _refusal(self, error: LimitExceeded | _NoRoom, want: Want) -> LocalRefusal:
+        token = want.caps.token
+        if isinstance(error, _NoRoom):
+            return ChannelUnusable(
+                "deposit-used-up",
+                f"channel {self.channel.channel_id} has {token.show(self.channel.ceiling - self.channel.authorised)}"
+                f" left of its deposit, {want.facts.host} asks {token.show(want.price)}",
+            )
+        return limit_refusal(error, want)
+
+    @staticmethod
+    def _deny(group: Sequence[tuple[Want, asyncio.Future[Grant]]], error: LocalRefusal) -> None:
+        for _, future in group:
+            if not future.done():
+                future.set_exception(error)
+
+    # -- signing
+
+    def _grant(self, want: Want) -> Grant:
+        now = self._now()
+        self.last_used = now
+        before = self.channel
+        self.channel, hold = account.hold(
+            self.channel,
+            want.facts.request_id,
+            want.price,
+            voucher=self.channel.authorised,
+            sent_at=now,
+            expires_at=want.expires_at,
+            fingerprint=want.fingerprint,
+        )
+        try:
+            return self._attach(hold, want)
+        except BaseException:
+            self.channel = before  # nothing left: the hold never was
+            raise
+
+    def _attach(self, hold: Hold, want: Want) -> Grant:
+        """Sign (once per amount), write the ledger's line, hand out."""
+        amount = hold.voucher
+        if self._signed is None or self._signed[0] != amount:
+            if amount > self._durable:
+                raise LocalRefusal("internal", f"{amount} is not durable yet; nothing was signed")
+            digest = self.method.voucher_digest(self.channel, amount)
+            self._signed = (amount, self._signer.sign_voucher(digest, self.channel, amount))
+            self.signatures += 1
+        fields = {
+            **want.facts.fields(),
+            "challenge": want.challenge_id,
+            "cumulative": str(amount),
+            **amount_fields(want.caps.token, hold.amount),
+        }
+        try:
+            self._audit.move("sent", fields, channel_id=self.channel.channel_id, move=Sent(hold))
+        except StoreError as error:
+            raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
+        return Grant(self, self.channel, hold, amount, self._signed[1])
+
+    # -- endings
+
+    def end(
+        self,
+        hold: Hold,
+        ending: Ending,
+        want: Want,
+        *,
+        spent: int | None = None,
+        accepted: bool = False,
+        status: int | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Book what became of a hold. Safe to call late; a hold that is gone is left alone."""
+        if hold.request_id not in self.channel.holds:
+            return
+        now = self._now()
+        voucher = self.channel.holds[hold.request_id].voucher
+        move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0)
+        self.channel = account.end(self.channel, move)
+        self.last_used = now
+        token = want.caps.token
+        message = (
+            f"{want.facts.method} {want.facts.host}{want.facts.path}: {ending} {token.show(hold.amount)}"
+            f" on {self.channel.channel_id[:10]}…" + (f" ({reason})" if reason else "")
+        )
+        fields = {
+            **want.facts.fields(),
+            "challenge": want.challenge_id,
+            "cumulative": str(voucher),
+            **amount_fields(token, hold.amount),
+            "outcome": ending.value,
+            "status": status,
+            "reason": reason,
+            "spent": None if spent is None else str(spent),
+        }
+        # A hold that the server did not take is free again: of interest to the account, not to people.
+        level = logging.DEBUG if ending is Ending.FREE else logging.INFO
+        self._audit.note(
+            "ended", message, level=level, channel_id=self.channel.channel_id, move=move, fields=fields
+        )
+        if self._first == hold.request_id:
+            self._first = None
+        self._kick()
+
+    # -- the record
+
+    async def commit(
+        self,
+        *,
+        raised: int = 0,
+        counters: Sequence[CounterMove] = (),
+        change: Callable[[Channel], Channel] | None = None,
+    ) -> None:
+        """Make the record of this moment durable, with a raise or a change of status.
+
+        Endings that happen while the commit is on its way stay in the ledger for the next one. After a crash
+        inside, the raise is in the record or it is not; nothing was signed for it yet.
+        """
+        async with self._write:
+            # Endings while waiting for the lock are included; those from here on are in the ledger only.
+            target = replace(self.channel, folded=self._audit.journal.mark, updated_at=self._now())
+            if change is not None:
+                target = change(target)
+            target = account.raise_authorised(target, raised)
+            try:
+                if target.status in FINAL:
+                    await self._store.delete(target, counters)
+                else:
+                    await self._store.set(target, counters)
+            except Fenced:
+                self._fence()
+                raise
+            self.commits += 1
+            self._durable = target.authorised
+            # What moved meanwhile (endings) stays; what the commit changed is taken over.
+            if change is not None:
+                self.channel = change(self.channel)
+            self.channel = account.raise_authorised(self.channel, raised)
+            if not self.usable:
+                self._deny(
+                    self._waiting,
+                    ChannelUnusable("channel-not-open", f"the channel is {self.channel.status}"),
+                )
+                self._waiting.clear()
+            self._kick()
+
+    async def release(self) -> bool:
+        """Give an idle channel back, so that another process may take it. False if it is not idle after all."""
+        async with self._write:
+            if not self.idle or self.fenced:
+                return False
+            target = replace(self.channel, folded=self._audit.journal.mark, updated_at=self._now())
+            self.fenced = True  # from here on nothing is dispatched; a new request claims the channel again
+            try:
+                await self._store.release(target)
+            except Fenced:
+                self._fence()
+            return True
+
+    def _fence(self) -> None:
+        """Another process owns the channel: sign nothing more, fail whoever waits."""
+        self.fenced = True
+        self._signed = None
+        error = ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
+        self._deny(self._waiting, error)
+        self._waiting.clear()
+
+
+class _NoRoom(Exception):
+    """The deposit does not cover it."""
+
+
+def limit_refusal(error: LimitExceeded, want: Want) -> LocalRefusal:
+    """A limit that was reached, in the token's own units."""
+    token, move = want.caps.token, error.move
+    is_count = move.key.startswith("opens/")
+
+    def show(amount: int) -> str:
+        return str(amount) if is_count else token.show(amount)
+
+    rule = move.rule or move.key
+    return LocalRefusal(
+        "limit-reached",
+        f"{want.facts.host} asks for {show(move.amount)} more, but {show(error.used)} of {rule} ="
+        f" {show(move.limit or 0)} are used; raise it, or wait until the day (UTC) is over",
+    )

@@ -1,0 +1,208 @@
+"""The only holder of the payer's key. It signs what the record authorises, and nothing else.
+
+Every signature is checked twice against the same record: by whoever asks, and here, from the bytes that are
+signed. A voucher's digest is computed anew from the channel and the amount; a transaction is read back from
+its signing payload and must do exactly what the opening says. A mistake elsewhere ends here as `SignerRefused`.
+
+The key is in one closure. No repr, pickle, copy or traceback shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from proxy_addon.core.errors import BursarError
+from proxy_addon.methods.abi import ZERO_ADDRESS, keccak256, to_bytes, to_hex
+from proxy_addon.methods.tempo_session.calls import OpenCall, parse_open
+from proxy_addon.methods.tempo_session.voucher import CODECS, FAMILY
+from proxy_addon.methods.tempo_tx import (
+    EXPIRING_NONCE_KEY,
+    SECP256K1_ORDER,
+    TempoTransaction,
+    address_of,
+    decode_for_signing,
+)
+from store.lifecycle import PENDING_OPEN, ChannelStatus
+from store.records import Channel, PaymentScope
+
+try:
+    from coincurve import PrivateKey
+except ImportError as error:  # pragma: no cover - a broken installation
+    raise ImportError(
+        "coincurve, which signs, cannot be loaded: reinstall it (pip install --force-reinstall coincurve)"
+    ) from error
+
+DEPOSITABLE_VERSIONS: Final = frozenset({(FAMILY, "v2")})
+"""Whose opening transactions can be read back and checked; any other is refused."""
+
+_VOUCHER_STATUS: Final = PENDING_OPEN | {ChannelStatus.OPEN, ChannelStatus.DRAINING, ChannelStatus.CLOSING}
+"""Where a voucher may be signed at all: draining still probes with the current voucher."""
+
+
+class SignerRefused(BursarError):
+    """What was to be signed is not what the record authorises. Nothing was signed; this is a bug or an attack."""
+
+
+class KeyRejected(BursarError):
+    """What was given as a private key is none. The message never repeats it."""
+
+
+class Signer:
+    """Signs vouchers and opening transactions with one secp256k1 key, kept in memory only."""
+
+    __slots__ = ("_sign", "address", "voucher_signer")
+
+    def __init__(self, key: bytes) -> None:
+        """Raises `KeyRejected`. `key` is 32 bytes; the caller drops its own copy."""
+        self._sign, self.address = _enclose(key)
+        self.voucher_signer = self.address
+
+    @classmethod
+    def from_hex(cls, text: str) -> Signer:
+        """From 64 hex digits, with or without 0x. Raises `KeyRejected`."""
+        return cls(parse_key(text))
+
+    def sign_voucher(self, digest: bytes, channel: Channel, amount: int) -> bytes:
+        """65 bytes r ‖ s ‖ v over the voucher of `channel` for the cumulative `amount` (base units).
+
+        Promises that the voucher stays within the record given: amount ≤ authorised ≤ deposit, a status that
+        pays, and while closing the closing amount at most. The record must be durable before this is called;
+        the signature itself need not be kept, the same amount always gives the same one.
+        Raises `SignerRefused`, and then nothing was signed.
+        """
+        self._check_channel(channel, amount)
+        codec = CODECS.get((channel.scope.family, channel.scope.version))
+        if codec is None:
+            _refuse(f"no vouchers are known for {channel.scope.family}/{channel.scope.version}")
+        if digest != codec.digest_for(channel, amount):
+            _refuse(f"the digest is not that of {amount} on channel {channel.channel_id}")
+        return self._sign(digest)
+
+    def opening(self, scope: PaymentScope, *, deposit: int, sponsored: bool = False) -> OpeningSigner:
+        """What signs one opening transaction of `scope`, with exactly `deposit`. Raises `SignerRefused`."""
+        if scope.payer != self.address:
+            _refuse(f"the payer is {scope.payer}, our key is that of {self.address}")
+        if scope.voucher_signer != self.voucher_signer:
+            _refuse(f"the voucher signer would be {scope.voucher_signer}, not {self.voucher_signer}")
+        if (scope.family, scope.version) not in DEPOSITABLE_VERSIONS:
+            _refuse(f"openings of {scope.family}/{scope.version} cannot be checked")
+        return OpeningSigner(self.address, _Opening(scope, deposit, sponsored), self._sign)
+
+    def _check_channel(self, channel: Channel, amount: int) -> None:
+        shown = f"a voucher of {amount} on channel {channel.channel_id}"
+        if channel.scope.voucher_signer != self.voucher_signer:
+            _refuse(f"{shown}: its signer is {channel.scope.voucher_signer}, not {self.voucher_signer}")
+        if channel.status not in _VOUCHER_STATUS:
+            _refuse(f"{shown}: the channel is {channel.status}")
+        if not 0 < amount <= channel.authorised:
+            _refuse(f"{shown}: authorised are {channel.authorised}")
+        if amount > channel.ceiling:
+            _refuse(f"{shown}: the deposit is {channel.ceiling}")
+        if channel.status is ChannelStatus.CLOSING and amount > (channel.close_amount or 0):
+            _refuse(f"{shown}: it is closing with {channel.close_amount}")
+
+    def __repr__(self) -> str:
+        return f"Signer({self.address})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a signer is never pickled or copied: it holds a key")
+
+
+class OpeningSigner:
+    """`contract.TransactionSigner` for one opening: signs that transaction, any number of times, no other."""
+
+    __slots__ = ("_opening", "_sign", "_signed", "address")
+
+    def __init__(self, address: str, opening: _Opening, sign: Callable[[bytes], bytes]) -> None:
+        self.address = address
+        self._opening = opening
+        self._sign = sign
+        self._signed: bytes | None = None
+
+    def sign_transaction(self, payload: bytes) -> bytes:
+        """Raises `SignerRefused` unless `payload` is the transaction that was announced, and the first one."""
+        if self._signed is not None and self._signed != payload:
+            _refuse("a second, different transaction for one opening")
+        self._opening.check(payload)
+        self._signed = payload
+        return self._sign(keccak256(payload))
+
+    def __repr__(self) -> str:
+        return f"OpeningSigner({self.address}, {self._opening.deposit} to {self._opening.scope.payee})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a signer is never pickled or copied: it holds a key")
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What a transaction must do to be signed: put `deposit` into the scope's escrow, and nothing besides."""
+
+    scope: PaymentScope
+    deposit: int
+    sponsored: bool
+
+    def check(self, payload: bytes) -> None:
+        try:
+            transaction = decode_for_signing(payload)
+            call = parse_open(transaction.calls[0].data)
+        except ValueError as error:
+            raise SignerRefused(f"the signer refuses: {error}") from error
+        for what, found, expected in (*self._envelope(transaction), *self._arguments(call)):
+            if found != expected:
+                _refuse(f"an opening whose {what} is {found}, not {expected}")
+
+    def _envelope(self, transaction: TempoTransaction) -> list[tuple[str, object, object]]:
+        fee_token = None if self.sponsored else to_bytes(self.scope.token)
+        return [
+            ("chain", transaction.chain_id, self.scope.chain_id),
+            ("number of calls", len(transaction.calls), 1),
+            ("target", to_hex(transaction.calls[0].to), self.scope.escrow),
+            ("value", transaction.calls[0].value, 0),
+            ("nonce key", transaction.nonce_key, EXPIRING_NONCE_KEY),
+            ("sponsorship", transaction.sponsored, self.sponsored),
+            ("fee token", transaction.fee_token, fee_token),
+        ]
+
+    def _arguments(self, call: OpenCall) -> list[tuple[str, object, object]]:
+        scope = self.scope
+        signer = ZERO_ADDRESS if scope.voucher_signer == scope.payer else scope.voucher_signer
+        return [
+            ("payee", call.payee, scope.payee),
+            ("operator", call.operator, scope.discriminator),
+            ("token", call.token, scope.token),
+            ("deposit", call.deposit, self.deposit),
+            ("authorised signer", call.authorized_signer, signer),
+        ]
+
+
+def parse_key(text: str) -> bytes:
+    """32 bytes from hex. Raises `KeyRejected`, which does not repeat what it was given."""
+    digits = text.strip().removeprefix("0x")
+    try:
+        key = bytes.fromhex(digits) if len(digits) == 64 else b""
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise KeyRejected("a private key is 64 hex digits, with or without 0x in front")
+    return key
+
+
+def _enclose(key: bytes) -> tuple[Callable[[bytes], bytes], str]:
+    """A function that signs a digest, and the address it signs for; the key is in the closure alone."""
+    if len(key) != 32 or not 0 < int.from_bytes(key, "big") < SECP256K1_ORDER:
+        raise KeyRejected("a private key is 32 bytes, and between 1 and the order of secp256k1")
+    private = PrivateKey(key)
+
+    def sign(digest: bytes) -> bytes:
+        """RFC 6979 and a low s, by libsecp256k1: the same digest always gives the same bytes."""
+        signature = private.sign_recoverable(digest, hasher=None)
+        return signature[:64] + bytes([signature[64] + 27])
+
+    return sign, to_hex(address_of(private.public_key))
+
+
+def _refuse(why: str) -> NoReturn:
+    raise SignerRefused(f"the signer refuses: {why}")

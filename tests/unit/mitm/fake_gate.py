@@ -1,0 +1,106 @@
+"""A gate without money: it does what the test says, and writes down every call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mitmproxy import http
+
+from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing
+
+CANARY = "Payment c4n4ry-credential-never-to-be-seen"
+PAY = Outgoing(sets=(("Authorization", CANARY),), adds=(("Idempotency-Key", "key-1"),))
+
+
+@dataclass
+class FakeTicket:
+    number: int
+    repeatable_method: bool
+    watches_body: bool
+    body_sha256: str | None = None
+    calls: list[str] = field(default_factory=list)
+    outcome: Outcome | None = None
+    bodies: list[bytes | None] = field(default_factory=list)
+    digests: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+Verdict = Again | Deliver
+
+
+class FakeGate:
+    """By default: nothing in advance, and a 402 is paid once."""
+
+    def __init__(self) -> None:
+        self.tickets: list[FakeTicket] = []
+        self.watch: Callable[[http.HTTPFlow], bool] = lambda flow: True
+        self.watches_body = False
+        self.now: Outgoing | None = NOTHING
+        self.in_time: Callable[[FakeTicket], Awaitable[Outgoing]] | None = None
+        self.verdict: Callable[[FakeTicket, int], Verdict | Awaitable[Verdict]] = self.pay_once
+        self.receive: Callable[[http.Response], None] | None = None
+        self.fail: dict[str, Exception] = {}
+        self.changed = asyncio.Event()
+
+    @staticmethod
+    def pay_once(ticket: FakeTicket, n: int) -> Verdict:
+        return Again(PAY) if n == 1 else Deliver()
+
+    def _note(self, ticket: FakeTicket, call: str) -> None:
+        ticket.calls.append(call)
+        ticket.digests.append((call, ticket.body_sha256))
+        self.changed.set()
+        if call in self.fail:
+            raise self.fail[call]
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        while not condition():
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), 30)
+
+    async def all_finished(self) -> None:
+        await self.until(lambda: self.tickets and all(t.outcome for t in self.tickets))
+
+    # -- the Gate protocol
+
+    def consider(self, flow: http.HTTPFlow) -> FakeTicket | None:
+        if not self.watch(flow):
+            return None
+        ticket = FakeTicket(
+            len(self.tickets), flow.request.method in ("GET", "HEAD", "OPTIONS"), self.watches_body
+        )
+        self.tickets.append(ticket)
+        self._note(ticket, "consider")
+        return ticket
+
+    def wants(self, ticket: FakeTicket, response: http.Response) -> bool:
+        self._note(ticket, "wants")
+        return response.status_code == 402
+
+    def prepare_now(self, ticket: FakeTicket) -> Outgoing | None:
+        self._note(ticket, "prepare_now")
+        return self.now
+
+    async def prepare(self, ticket: FakeTicket) -> Outgoing:
+        self._note(ticket, "prepare")
+        assert self.in_time is not None
+        return await self.in_time(ticket)
+
+    def received(self, ticket: FakeTicket, response: http.Response) -> None:
+        self._note(ticket, "received")
+        response.headers.pop("payment-receipt", None)
+        if self.receive:
+            self.receive(response)
+
+    async def answered(self, ticket: FakeTicket, response: http.Response, body: bytes | None) -> Verdict:
+        self._note(ticket, "answered")
+        ticket.bodies.append(body)
+        verdict = self.verdict(ticket, ticket.calls.count("answered"))
+        return verdict if isinstance(verdict, (Again, Deliver)) else await verdict
+
+    def finished(self, ticket: FakeTicket, outcome: Outcome) -> None:
+        assert ticket.outcome is None, "finished twice"
+        ticket.outcome = outcome
+        self._note(ticket, "finished")

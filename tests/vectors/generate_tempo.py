@@ -1,0 +1,160 @@
+"""Writes tempo_session.json: what pytempo, eth_account, eth_abi and viem make of a few openings and vouchers.
+
+Nothing of this project takes part, so that the file says what others expect. Run from the repository's root, with
+Node.js installed: ``python -m tests.vectors.generate_tempo``. It should change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eth_abi.abi import encode as abi_encode
+from eth_account import Account
+from eth_utils.crypto import keccak
+from pytempo import Call, TempoTransaction
+
+from tests.peers.oracle import Oracle
+from tests.unit.methods.samples import ADDRESS, KEY, OTHER_ADDRESS, PAYEE, RESERVE, SALT, TOKEN, ZERO
+
+TARGET = Path(__file__).with_name("tempo_session.json")
+VALID_BEFORE = 1_795_420_025
+GAS, MAX_FEE, PRIORITY = 1_000_000, 41_000_000_000, 1_000_000_000
+
+Json = dict[str, Any]
+
+
+def opening(oracle: Oracle, *, chain_id: int, deposit: int, operator: str, sponsored: bool) -> Json:
+    arguments = [PAYEE, operator, TOKEN, deposit, "0x" + SALT.hex(), ZERO]
+    signature = "open(address,address,address,uint96,bytes32,address)"
+    types = ["address", "address", "address", "uint96", "bytes32", "address"]
+    data = keccak(text=signature)[:4] + abi_encode(types, [*arguments[:4], SALT, ZERO])
+    theirs = oracle.call("encodeCall", functionName="open", args=[str(argument) for argument in arguments])
+    assert theirs == "0x" + data.hex()
+    transaction = TempoTransaction.create(
+        chain_id=chain_id,
+        gas_limit=GAS,
+        max_fee_per_gas=MAX_FEE,
+        max_priority_fee_per_gas=PRIORITY,
+        nonce_key=2**256 - 1,
+        valid_before=VALID_BEFORE,
+        fee_token=None if sponsored else TOKEN,
+        awaiting_fee_payer=sponsored,
+        calls=(Call.create(to=RESERVE, data=data),),
+    )
+    preimage = transaction.encode_for_signing()
+    request = {
+        "chainId": chain_id,
+        "gas": str(GAS),
+        "maxFeePerGas": str(MAX_FEE),
+        "maxPriorityFeePerGas": str(PRIORITY),
+        "nonceKey": str(2**256 - 1),
+        "nonce": 0,
+        "validBefore": VALID_BEFORE,
+        "calls": [{"to": RESERVE, "data": "0x" + data.hex()}],
+        **({} if sponsored else {"feeToken": TOKEN}),
+    }
+    raw = (
+        preimage_with_signature(transaction)
+        if sponsored
+        else oracle.call("signTransaction", privateKey=KEY, transaction=request)
+    )
+    nonce_hash = "0x" + keccak(preimage + bytes.fromhex(ADDRESS[2:])).hex()
+    assert oracle.call("expiringNonceHash", transaction=raw, feePayer=sponsored) == nonce_hash
+    descriptor = {
+        "payer": ADDRESS,
+        "payee": PAYEE,
+        "operator": operator,
+        "token": TOKEN,
+        "salt": "0x" + SALT.hex(),
+        "authorizedSigner": ZERO,
+        "expiringNonceHash": nonce_hash,
+    }
+    return {
+        "chain_id": chain_id,
+        "deposit": deposit,
+        "operator": operator,
+        "sponsored": sponsored,
+        "call": "0x" + data.hex(),
+        "signing_payload": "0x" + preimage.hex(),
+        "transaction": raw,
+        "transaction_hash": "0x" + keccak(hexstr=raw).hex(),
+        "descriptor": descriptor,
+        "channel_id": oracle.call("channelId", escrow=RESERVE, chainId=chain_id, **descriptor),
+    }
+
+
+def preimage_with_signature(transaction: TempoTransaction) -> str:
+    """A sponsored handoff: the signing payload with the signature as one more field, as the draft says.
+
+    pytempo leaves the placeholder out of its own `encode`, and viem writes the sender in its place.
+    """
+    import rlp
+
+    payload = transaction.encode_for_signing()
+    signature = transaction.sign(KEY).sender_signature
+    assert signature is not None
+    fields = rlp.encode([*rlp.decode(payload[1:]), signature.to_bytes()])
+    return f"0x76{fields.hex()}"
+
+
+def voucher(oracle: Oracle, *, version: str, chain_id: int, escrow: str, amount: int) -> Json:
+    channel_id = "0x" + keccak(text=f"{version}/{chain_id}").hex()
+    name, bits = {"v1": ("Tempo Stream Channel", 128), "v2": ("TIP20 Channel Reserve", 96)}[version]
+    signed = Account.sign_typed_data(
+        KEY,
+        {"name": name, "version": "1", "chainId": chain_id, "verifyingContract": escrow},
+        {
+            "Voucher": [
+                {"name": "channelId", "type": "bytes32"},
+                {"name": "cumulativeAmount", "type": f"uint{bits}"},
+            ]
+        },
+        {"channelId": bytes.fromhex(channel_id[2:]), "cumulativeAmount": amount},
+    )
+    fields = {
+        "version": version,
+        "chainId": chain_id,
+        "escrow": escrow,
+        "channelId": channel_id,
+        "cumulativeAmount": str(amount),
+    }
+    digest, signature = "0x" + signed.message_hash.hex(), "0x" + signed.signature.hex()
+    assert oracle.call("voucherDigest", **fields) == digest
+    assert oracle.call("verifyVoucher", **fields, signature=signature, signer=ADDRESS) is True
+    return {**fields, "digest": digest, "signature": signature}
+
+
+def generate() -> Json:
+    with Oracle() as oracle:
+        return {
+            "key": KEY,
+            "payer": ADDRESS,
+            "payee": PAYEE,
+            "token": TOKEN,
+            "escrow": RESERVE,
+            "salt": "0x" + SALT.hex(),
+            "valid_before": VALID_BEFORE,
+            "gas_limit": GAS,
+            "max_fee_per_gas": MAX_FEE,
+            "max_priority_fee_per_gas": PRIORITY,
+            "openings": [
+                opening(oracle, chain_id=42431, deposit=50_000, operator=ZERO, sponsored=False),
+                opening(oracle, chain_id=42431, deposit=50_000, operator=ZERO, sponsored=True),
+                opening(oracle, chain_id=4217, deposit=2**96 - 1, operator=OTHER_ADDRESS, sponsored=False),
+                opening(oracle, chain_id=4217, deposit=1, operator=OTHER_ADDRESS, sponsored=True),
+            ],
+            "vouchers": [
+                voucher(oracle, version=version, chain_id=chain_id, escrow=escrow, amount=amount)
+                for version, escrow, largest in (
+                    ("v2", RESERVE, 2**96 - 1),
+                    ("v1", "0x33b901018174ddabe4841042ab76ba85d4e24f25", 2**128 - 1),
+                )
+                for chain_id, amount in ((42431, 1), (4217, 10_000), (4217, largest))
+            ],
+        }
+
+
+if __name__ == "__main__":
+    TARGET.write_text(json.dumps(generate(), indent=1) + "\n")
