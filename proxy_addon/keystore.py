@@ -10,14 +10,18 @@ import contextlib
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from proxy_addon.core.errors import BursarError
 from proxy_addon.signer import KeyRejected, Signer
+
+if TYPE_CHECKING:
+    from eth_account import Account
 
 PasswordSource = Callable[[], str]
 
@@ -47,10 +51,8 @@ def signer_from_env(name: str, environ: Mapping[str, str] = os.environ) -> Signe
 def signer_from_keystore(path: Path, password: PasswordSource) -> Signer:
     """From an encrypted keystore. Raises `KeystoreError`; asks for the password only if the file is in order."""
     document = _read_document(path)
-    import eth_account  # most of a second: only where a key is decrypted
-
     try:
-        return Signer(bytes(eth_account.Account.decrypt(document, password())))
+        return Signer(bytes(_eth_account().decrypt(document, password())))
     except KeystoreError:
         raise
     except Exception as error:  # ValueError for a bad MAC, KeyError and TypeError for an odd document
@@ -79,9 +81,7 @@ def create_keystore(path: Path, password: str, key: bytes | None = None) -> Sign
         signer = Signer(secret)
     except KeyRejected as error:
         raise KeystoreError(str(error)) from None
-    import eth_account
-
-    document = orjson.dumps(eth_account.Account.encrypt(secret, password))
+    document = orjson.dumps(_eth_account().encrypt(secret, password))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_directory(path.parent)
@@ -115,6 +115,20 @@ def password_from_file(path: Path) -> PasswordSource:
         return lines[0]
 
     return read
+
+
+def _eth_account() -> Account:
+    """Loaded late, since it takes most of a second, and kept from changing the process.
+
+    A library of its own raises the recursion limit to 100,000; from then on a peer's ``[[[[…`` ends the process
+    where Python's json would have raised.
+    """
+    limit = sys.getrecursionlimit()
+    try:
+        from eth_account import Account
+    finally:
+        sys.setrecursionlimit(limit)
+    return Account()
 
 
 def _random_key() -> bytes:

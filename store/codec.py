@@ -98,7 +98,7 @@ def decode_channel(data: bytes) -> Channel:
 def encode_int(value: int) -> bytes:
     """A counter's bytes. Raises ``ValueError`` beyond 128 bits."""
     if not -UINT128_MAX <= value <= UINT128_MAX:
-        raise ValueError(f"a counter of {value}: beyond 128 bits")
+        raise ValueError(f"a counter of {value.bit_length()} bits: a store keeps up to 128 bits")
     return _seal(b"%d" % value)
 
 
@@ -157,9 +157,7 @@ def _with_long_integers(value: object) -> object:
         case int() if -UINT128_MAX <= value <= UINT128_MAX:
             return str(value)
         case int():
-            raise ValueError(
-                f"an integer beyond 128 bits: {value:.6e}" if value.bit_length() < 1000 else "too long"
-            )
+            raise ValueError(f"an integer of {value.bit_length()} bits: a channel keeps up to 128 bits")
         case Mapping():
             return {key: _with_long_integers(item) for key, item in value.items()}
         case list() | tuple():

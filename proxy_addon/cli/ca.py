@@ -24,6 +24,19 @@ _BLOCK: Final = re.compile(
     rb"-----BEGIN (?:TRUSTED )?CERTIFICATE-----\r?\n.+?-----END (?:TRUSTED )?CERTIFICATE-----", re.DOTALL
 )
 
+_SYSTEM: Final = tuple(
+    map(
+        Path,
+        (
+            "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine
+            "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora
+            "/etc/ssl/ca-bundle.pem",  # SUSE
+            "/etc/ssl/cert.pem",  # macOS, BSD
+        ),
+    )
+)
+"""Where systems keep their authorities, with those that the machine's owner added."""
+
 INHERITED: Final = (
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
@@ -80,8 +93,9 @@ def public_authorities() -> Path:
 def trusted_by_user(environ: Mapping[str, str]) -> list[Path]:
     """Where the user's clients find the authorities that they trust without us."""
     named = [Path(value) for name in INHERITED if (value := environ.get(name))]
-    system = ssl.get_default_verify_paths().cafile  # with those that the machine's owner added
-    return [*named, public_authorities(), *([Path(system)] if system else [])]
+    system = ssl.get_default_verify_paths().cafile
+    usual = next((path for path in _SYSTEM if path.is_file()), None)
+    return [*named, public_authorities(), *(Path(path) for path in (system, usual) if path)]
 
 
 def write_whole(path: Path, content: bytes) -> None:

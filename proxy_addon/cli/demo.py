@@ -13,6 +13,6 @@ def command() -> None:
     Example:
       bursar demo
     """
-    from proxy_addon import demo
+    from proxy_addon.demo.run import main
 
-    raise SystemExit(demo.run())
+    raise SystemExit(main())

@@ -39,6 +39,8 @@ class View:
 
 async def read_channels(settings: Settings) -> list[View]:
     """All of them, oldest first. Raises `StoreError`."""
+    if settings.store.backend == "lmdb" and not settings.store.directory.exists():
+        return []  # looking does not make one
     store = await open_store(settings)
     try:
         return [_view(settings, store, channel) for channel in await store.all()]

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from proxy_addon.cli.supervise import ProxyProcess, start_proxy
+from proxy_addon.demo.failure import DemoFailed
 
 CURL_LIMIT_S: Final = 30
 COMMAND_LIMIT_S: Final = 60
 _BURSAR: Final = "import sys; sys.path.append(sys.argv.pop(1)); from proxy_addon.cli.main import main; main()"
 _ROOT: Final = str(Path(__file__).resolve().parents[2])
 _PROXY_VARIABLES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
-
-
-class DemoFailed(Exception):
-    """The demo cannot go on. The message says what went wrong, and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)

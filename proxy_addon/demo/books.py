@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from proxy_addon.demo import reserve
 from proxy_addon.demo.chain import SimulatedChain
+from proxy_addon.demo.failure import DemoFailed
 from proxy_addon.demo.payee import Payee
 from proxy_addon.methods.abi import keccak256, to_hex
 from proxy_addon.methods.tempo_session.v2 import RESERVE
 from store.amounts import Token
 
-SOURCES = ("chain", "api", "store", "ledger")
+T = TypeVar("T")
+SOURCES: Final = ("chain", "api", "store", "ledger")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,18 @@ def audit(
     channels: Sequence[Mapping[str, Any]],
     sums: Mapping[str, Any],
 ) -> list[Row]:
-    """The rows to compare. `channels` and `sums` are what bursar's own commands say, `expected` is the sum of the
-    prices of what was served, `funded` what each address was given before the first payment."""
+    """The rows to compare.
+
+    `channels` and `sums` are what bursar's own commands say, `expected` the sum of the prices of what was served,
+    `funded` what each address was given before the first payment. Raises `DemoFailed` if anyone knows of no
+    payment, or of another channel.
+    """
     opened, closed = _event(chain, reserve.OPENED), _event(chain, reserve.CLOSED)
-    (account,) = payee.accounts.values()
-    (record,) = channels
-    (token,) = sums["tokens"]
+    account = _only(list(payee.accounts.values()), "channel of the API")
+    record = _only(channels, "channel in the store")
+    token = _only(sums["tokens"], "token in the ledger")
+    if record["channel"] != account.channel_id:
+        raise DemoFailed(f"the store has channel {record['channel']}, the API {account.channel_id}")
     deposit = sum(words[-1] for words in opened)
     captured = sum(words[0] for words in closed)
     refunded = sum(words[1] for words in closed)
@@ -149,6 +157,12 @@ def _spent(record: Mapping[str, Any]) -> int:
 
 def _doubt(token: Mapping[str, Any]) -> int:
     return int(token["uncertain"]) + int(token["unfinished"])
+
+
+def _only(found: Sequence[T], what: str) -> T:
+    if len(found) != 1:
+        raise DemoFailed(f"expected one {what}, found {len(found)}")
+    return found[0]
 
 
 def _number(value: str | None) -> int:

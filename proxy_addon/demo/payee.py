@@ -338,8 +338,6 @@ def _check_source(source: str | None, chain_id: int, descriptor: Mapping[str, st
 
 
 def _charge(account: Account, price: int) -> None:
-    if account.finalized:
-        raise PaymentProblem("session/channel-finalized", "this channel is closed")
     if account.available < price:
         raise PaymentProblem(
             "session/insufficient-balance", f"the price is {price}, available are {account.available}"

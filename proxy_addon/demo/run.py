@@ -20,8 +20,9 @@ from typing import Final
 from proxy_addon.cli.failure import Failure
 from proxy_addon.core.messages import parse_challenges
 from proxy_addon.demo import books
-from proxy_addon.demo.actors import Bursar, Curl, DemoFailed, Page
+from proxy_addon.demo.actors import Bursar, Curl, Page
 from proxy_addon.demo.chain import PATH_USD, SimulatedChain
+from proxy_addon.demo.failure import DemoFailed
 from proxy_addon.demo.paid_api import PRICE, PaidApi
 from proxy_addon.demo.rpc import RpcServer
 from proxy_addon.keystore import create_keystore
@@ -140,7 +141,10 @@ class _Story:
         self._step("curl alone is asked to pay")
         page = await self._get(api, None)
         _expect(page, 402)
-        (challenge,) = parse_challenges(page.all("www-authenticate")).challenges
+        challenges = parse_challenges(page.all("www-authenticate")).challenges
+        if len(challenges) != 1:
+            raise DemoFailed(f"expected one Payment challenge, got {page.all('www-authenticate')}")
+        challenge = challenges[0]
         request = challenge.request_json
         self._say(
             f"WWW-Authenticate: Payment, {challenge.method}/{challenge.intent}:"
@@ -192,9 +196,10 @@ class _Story:
         self._step("Close the channel: the payee gets what it earned, the rest comes back")
         await bursar.stop()
         self._say("$ bursar channels close --all")
-        (result,) = await bursar.command("channels", "close", "--all")
-        if "error" in result:
-            raise DemoFailed(f"the channel was not closed: {result['error']}")
+        results = await bursar.command("channels", "close", "--all")
+        if len(results) != 1 or "error" in results[0]:
+            raise DemoFailed(f"expected one channel to be closed, got {results}")
+        result = results[0]
         captured, refunded = TOKEN.show(int(result["captured"])), TOKEN.show(int(result["refunded"]))
         self._say(f"captured {captured}, refunded {refunded}")
 

@@ -264,12 +264,16 @@ class Process:
     ) -> None:
         channel = self.channels[flight.channel_id]
         voucher = channel.holds[flight.request_id].voucher
+        if spent is not None:
+            # As far as it can be true: the fold, which sees a raise on its way as done, must not hear more.
+            spent = min(spent, channel.authorised)
         move = Ended(flight.request_id, ending, now, spent, voucher if accepted else 0)
         self.journal.append({"kind": "ended"}, channel_id=flight.channel_id, move=move)
         self.channels[flight.channel_id] = account.end(channel, move)
 
     def probed(self, probe: Probe, now: int) -> None:
-        move = Probed(probe.seq, probe.sent_at, now, probe.spent, probe.voucher)
+        spent = min(probe.spent, self.channels[probe.channel_id].authorised)
+        move = Probed(probe.seq, probe.sent_at, now, spent, probe.voucher)
         self.journal.append({"kind": "probed"}, channel_id=probe.channel_id, move=move)
         self.channels[probe.channel_id] = account.probed(self.channels[probe.channel_id], move)
 

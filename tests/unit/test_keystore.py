@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,26 @@ def stored(home: Path, document: str) -> Path:
 def _cheap_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Account.encrypt
     monkeypatch.setattr(
-        Account, "encrypt", lambda key, password: real(key, password, kdf="pbkdf2", iterations=10)
+        Account, "encrypt", lambda self, key, password: real(key, password, kdf="pbkdf2", iterations=10)
     )
 
 
 def test_a_keystore_is_opened(stored: Path) -> None:
     assert signer_from_keystore(stored, lambda: "correct horse").address == ADDRESS
     assert keystore_address(stored) == ADDRESS
+
+
+def test_opening_one_leaves_the_recursion_limit_alone(stored: Path) -> None:
+    """Else a peer's deeply nested JSON would end the process: eth_account's libraries raise it to 100,000."""
+    program = (
+        "import sys; from pathlib import Path; from proxy_addon.keystore import signer_from_keystore\n"
+        "before = sys.getrecursionlimit()\n"
+        "signer_from_keystore(Path(sys.argv[1]), lambda: 'correct horse')\n"
+        "assert 'eth_account' in sys.modules\n"
+        "sys.exit(sys.getrecursionlimit() != before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(stored)], check=False)
+    assert ended.returncode == 0
 
 
 def test_a_wrong_password_says_so(stored: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from proxy_addon.chain import ChainClient, RpcRefused, fee_of
 from proxy_addon.core.messages import Challenge
 from proxy_addon.demo import reserve
-from proxy_addon.demo.chain import FEE_MANAGER, PATH_USD, SimulatedChain, TransactionRefused
+from proxy_addon.demo.chain import FEE_MANAGER, PATH_USD, CallFailed, SimulatedChain, TransactionRefused
 from proxy_addon.demo.challenges import Challenges
 from proxy_addon.demo.rpc import RpcServer
 from proxy_addon.methods.abi import address_word, keccak256, selector, to_bytes, to_hex, uint_word
@@ -401,6 +401,8 @@ def test_further_getters(chain: SimulatedChain, opened: Channel) -> None:
     computed = chain.call(RESERVE, selector(f"computeChannelId{tuple_abi}") + descriptor)
     assert to_hex(computed) == opened.channel_id
     assert chain.call(PATH_USD, selector("decimals()")) == uint_word(6)
+    with pytest.raises(CallFailed, match="InvalidCalldata"):
+        chain.call(RESERVE, encode_get_state(opened.channel_id)[:-1])
 
 
 def _open_call(to: str, **change: object) -> OpenCall:

@@ -77,7 +77,8 @@ async def test_the_gate_may_take_its_time_before_the_first_request(wiring: Wirin
 async def test_head(wiring: Wiring, gate: FakeGate) -> None:
     async with wiring.line(shop, gate) as line:
         got = await line.curl("/", "--head")
-        assert (got.status, got.body.partition(b"\r\n\r\n")[2]) == (200, b"")
+        assert got.status == 200
+        assert got.body == got.head  # with --head, curl shows the header: nothing is after it
         assert [(r.method, r.paid) for r in line.upstream.requests] == [("HEAD", False), ("HEAD", True)]
 
 
@@ -132,8 +133,11 @@ async def test_several_agains(wiring: Wiring, gate: FakeGate) -> None:
         assert (got.status, got.body) == (200, b"answer 4")
         sent = [r.get("authorization") for r in line.upstream.requests]
         assert sent == [None, "Payment 1", "Payment 2", "Payment 3"]
-        if wiring.wire.name != "h2-h1":
-            assert [r.connection for r in line.upstream.requests] == [1, 1, 2, 2]
+        used = [r.connection for r in line.upstream.requests]
+        if wiring.wire.server == "h2":
+            assert used == [1, 1, 2, 1]
+        elif wiring.wire.client == "--http1.1":
+            assert used == [1, 1, 2, 2]
     assert gate.tickets[0].bodies == [b"answer 1", b"answer 2", b"answer 3"]
 
 

@@ -1,0 +1,156 @@
+"""The demo's last word: a base unit of difference is found, and said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy_addon.demo import books, run
+from proxy_addon.demo.books import Row
+from proxy_addon.demo.chain import SimulatedChain
+from proxy_addon.demo.failure import DemoFailed
+from proxy_addon.demo.paid_api import PRICE, PaidApi
+from proxy_addon.demo.run import FAILED, NO_CURL, TOKEN, run_demo
+from proxy_addon.demo.run import FUNDS as STORY_FUNDS
+from tests.unit.demo.conftest import FUNDS
+from tests.unit.demo.wallet import Wallet, challenge_of, read
+
+
+class Paid:
+    """A channel that was opened, used once and closed; and what bursar's commands would say of it."""
+
+    def __init__(self, chain: SimulatedChain, wallet: Wallet, api: PaidApi) -> None:
+        self.chain, self.wallet, self.api = chain, wallet, api
+        (account,) = api.payee.accounts.values()
+        fees = sum(mined.fee for mined in chain.transactions.values() if mined.sender == wallet.address)
+        self.channel = {
+            "channel": account.channel_id,
+            "deposit": "100000",
+            "paid": "10000",
+            "uncertain": "0",
+            "captured": "10000",
+            "refunded": "90000",
+            "fees": str(fees),
+        }
+        self.token = {
+            "deposited": "100000",
+            "paid": "10000",
+            "fees": str(fees),
+            "uncertain": "0",
+            "unfinished": "0",
+        }
+
+    def audit(self) -> list[Row]:
+        return books.audit(
+            self.chain,
+            self.api.payee,
+            payer=self.wallet.address,
+            funded={self.wallet.address: FUNDS, self.api.payee.address: FUNDS},
+            expected=self.api.charged,
+            channels=[self.channel],
+            sums={"tokens": [self.token]},
+        )
+
+
+@pytest.fixture
+async def paid(chain: SimulatedChain, wallet: Wallet, api: PaidApi, http: httpx.AsyncClient) -> Paid:
+    challenge = challenge_of(await http.get("/quote"))
+    channel = wallet.plan(challenge, 100_000)
+    opened = wallet.credential(challenge, wallet.open_payload(channel, PRICE))
+    assert read(await http.get("/quote", headers=opened)).status == 200
+    closed = wallet.credential(challenge, wallet.close_payload(channel, PRICE))
+    assert read(await http.post("/quote", headers=closed)).status == 204
+    return Paid(chain, wallet, api)
+
+
+async def test_all_agree(paid: Paid) -> None:
+    rows = paid.audit()
+    assert books.differences(rows) == []
+    assert all(len(row.said) >= 2 for row in rows)
+    lines = books.table(rows, TOKEN)
+    assert lines[0].split() == ["chain", "api", "store", "ledger"]
+    assert lines[1].split() == ["deposit", "0.10", "0.10", "0.10", "0.10"]
+
+
+@pytest.mark.parametrize(
+    ("book", "name", "value", "row"),
+    [
+        ("channel", "paid", "10001", "paid"),
+        ("channel", "deposit", "99999", "deposit"),
+        ("channel", "captured", None, "captured by the payee"),
+        ("channel", "refunded", "89999", "refunded to the payer"),
+        ("channel", "fees", "1", "network fees of the payer"),
+        ("channel", "uncertain", "1", "not known to be paid or free"),
+        ("token", "paid", "9999", "paid"),
+        ("token", "deposited", "0", "deposit"),
+        ("token", "fees", "0", "network fees of the payer"),
+        ("token", "unfinished", "1", "not known to be paid or free"),
+    ],
+)
+async def test_one_unit_off_is_said(paid: Paid, book: str, name: str, value: Any, row: str) -> None:
+    getattr(paid, book)[name] = value
+    found = books.differences(paid.audit())
+    assert found[0].startswith(f"{row}: ")
+    marked = [line for line in books.table(paid.audit(), TOKEN) if line.endswith("<- differs")]
+    assert len(marked) == len(found)
+
+
+async def test_money_that_appears_is_said(paid: Paid) -> None:
+    paid.chain.fund(paid.wallet.address, 1)
+    assert [line.partition(":")[0] for line in books.differences(paid.audit())] == [
+        "payer's balance",
+        "all money there is",
+    ]
+
+
+async def test_another_channel_is_said(paid: Paid) -> None:
+    paid.channel["channel"] = "0x00"
+    with pytest.raises(DemoFailed, match="the store has channel 0x00"):
+        paid.audit()
+
+
+async def test_nothing_paid_is_said(chain: SimulatedChain, wallet: Wallet, api: PaidApi) -> None:
+    with pytest.raises(DemoFailed, match="expected one channel of the API, found 0"):
+        books.audit(
+            chain, api.payee, payer=wallet.address, funded={}, expected=0, channels=[], sums={"tokens": []}
+        )
+
+
+async def test_without_curl(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lines: list[str] = []
+    assert await run_demo(lines.append) == NO_CURL
+    assert "install curl" in lines[-1]
+
+
+async def test_books_that_differ_end_in_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def tell(_: object) -> list[Row]:
+        return [Row("paid", {"chain": 10_000, "store": 9_999}), Row("deposit", {"chain": 5, "store": 5})]
+
+    monkeypatch.setattr(run._Story, "tell", tell)
+    lines: list[str] = []
+    assert await run_demo(lines.append) == FAILED
+    assert lines == [
+        "demo failed: the books do not agree (base units)",
+        "  paid: chain 10000, store 9999",
+    ]
+
+
+@pytest.mark.slow
+async def test_a_proxy_that_does_not_pay_ends_in_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_CONFIG", run._CONFIG.replace('max_price = "0.02"', 'max_price = "0.001"'))
+    lines: list[str] = []
+    assert await run_demo(lines.append) == FAILED
+    assert any("expected status 200, got HTTP/1.1 402" in line for line in lines)
+    assert any("max_price" in line for line in lines[lines.index("the proxy's log ends:") :])
+
+
+@pytest.mark.slow
+async def test_the_whole_story() -> None:
+    lines: list[str] = []
+    assert await run_demo(lines.append) == 0, "\n".join(lines)
+    assert lines[-1].startswith("demo ok: 7 requests, 0.07 pathUSD paid")
+    assert sum("upstream saw 1 request" in line for line in lines) == 5
+    assert any(TOKEN.show(STORY_FUNDS) in line for line in lines)
