@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from proxy_addon.audit import Audit, log
 from proxy_addon.chain import ChainClient
 from proxy_addon.config import ConfigError, Settings
+from proxy_addon.outbound import Outbound
 from proxy_addon.payer.parts import Parts
 from proxy_addon.signer import Signer
 from store.backends import open_backend
@@ -32,6 +33,7 @@ class Runtime:
     async def close(self) -> None:
         for chain in self.parts.chains.values():
             await chain.aclose()
+        await self.parts.outbound.aclose()
         await self.store.close()
         self.journal.close()
 
@@ -58,6 +60,7 @@ async def open_runtime(settings: Settings, *, need_signer: bool) -> Runtime:
         ledger=settings.store.ledger,
         now=now_ms,
         token=settings.token,
+        outbound=Outbound(extra_ca=settings.proxy.upstream_ca),
     )
     log.debug("bursar: store %s, ledger %s", settings.store.directory, journal.path)
     return Runtime(settings, store, journal, signer, parts)

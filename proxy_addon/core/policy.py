@@ -134,14 +134,19 @@ class Caps:
 
     def open_moves(self, deposit: int, first: int, date: str) -> tuple[CounterMove, ...]:
         """The counters of an opening: its first authorised amount, one opening, its deposit."""
-        token = self.token.address
         return (
             *self.raise_moves(first, date),
             CounterMove(
                 budgets.opens(self.host, date), 1, self.opens_per_day, f"{self.rule}.max_opens_per_day"
             ),
+            *self.deposit_moves(deposit, date),
+        )
+
+    def deposit_moves(self, deposit: int, date: str) -> tuple[CounterMove, ...]:
+        """The counter of what goes into escrow, with an opening or a top-up."""
+        return (
             CounterMove(
-                budgets.deposits(token, self.host, date),
+                budgets.deposits(self.token.address, self.host, date),
                 deposit,
                 self.deposits_per_day,
                 f"{self.rule}.max_deposits_per_day",

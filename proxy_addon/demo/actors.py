@@ -93,10 +93,16 @@ class Bursar:
 
     async def command(self, *arguments: str) -> Any:
         """The JSON that ``bursar ARGUMENTS --json`` writes. Raises `DemoFailed` if it fails."""
+        return json.loads(await self._run(arguments))
+
+    async def lines(self, *arguments: str) -> list[Any]:
+        """The same for a command that writes one JSON value a line."""
+        return [json.loads(line) for line in (await self._run(arguments)).splitlines()]
+
+    async def _run(self, arguments: tuple[str, ...]) -> bytes:
         whole = [sys.executable, "-P", "-c", _BURSAR, _ROOT, *arguments]
         whole += ["--config", str(self.config), "--json"]
-        output = await _run(whole, self._environ, f"bursar {' '.join(arguments)}")
-        return json.loads(output)
+        return await _run(whole, self._environ, f"bursar {' '.join(arguments)}")
 
 
 async def _run(arguments: list[str], environ: Mapping[str, str], name: str) -> bytes:

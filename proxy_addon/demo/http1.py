@@ -73,6 +73,10 @@ class HttpServer:
             await _Connection(reader, writer, self.handler).run()
         except (ConnectionError, h11.RemoteProtocolError):
             pass  # the client is gone, or never spoke HTTP
+        except asyncio.CancelledError:
+            # Ours: the server is closing. On 3.11 asyncio would report a cancelled connection as an error.
+            if self._server is None or self._server.is_serving():
+                raise
         finally:
             self._tasks.discard(task)
             writer.close()

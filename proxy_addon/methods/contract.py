@@ -55,6 +55,16 @@ class OpenPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TransactionPlan:
+    """A signed top-up or step of a forced close, complete before anything is durable or sent."""
+
+    transaction: str  # 0x76…, signed
+    tx_hash: str  # of a sponsored one the chain knows another
+    valid_before: int  # Unix seconds
+    max_fee: int = 0  # as in `OpenPlan`
+
+
+@dataclass(frozen=True, slots=True)
 class ChainState:
     """What the chain says of one channel."""
 
@@ -125,6 +135,26 @@ class Method(Protocol):
     def open_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]: ...
     def voucher_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]: ...
     def close_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]: ...
+
+    def plan_top_up(
+        self, channel: Channel, *, amount: int, head: ChainHead, fee_payer: bool, signer: TransactionSigner
+    ) -> TransactionPlan:
+        """A signed top-up that adds `amount` to the deposit, and can land until `valid_before`.
+
+        Nothing is sent and nothing durable yet: whoever has the bytes can move the money, so they are on record
+        before they leave. A new one for the same channel gives other bytes once the last one's hash is in
+        ``channel.transactions``. Raises ``ValueError`` for an amount that does not fit, and `SignerRefused`.
+        """
+
+    def top_up_payload(self, channel: Channel, *, amount: int, transaction: str) -> dict[str, Any]: ...
+
+    def plan_request_close(
+        self, channel: Channel, head: ChainHead, signer: TransactionSigner
+    ) -> TransactionPlan:
+        """The first step of a forced close, at our own cost: tells the chain that the payer wants out."""
+
+    def plan_withdraw(self, channel: Channel, head: ChainHead, signer: TransactionSigner) -> TransactionPlan:
+        """The second, at the earliest 15 minutes of block time later: takes back what is not settled."""
 
     async def read_channel(self, chain: ChainReader, channel: Channel) -> ChainState:
         """Raises `ChainUnavailable`."""

@@ -197,10 +197,13 @@ class PayingStream(HttpStream):
             stores = getattr(self.context.options, "store_streamed_bodies", False)
             self._spools = request.stream is True and not stores
         if self._spools:  # what has come in during the hooks is the body's beginning
-            queued = [e for e in self._paused_event_queue if isinstance(e, RequestData)]
-            for data in queued:
-                upload.append(data.data)
-                self._paused_event_queue.remove(data)
+            queued = tuple(self._paused_event_queue)
+            self._paused_event_queue.clear()
+            for waiting in queued:
+                if isinstance(waiting, RequestData):
+                    upload.append(waiting.data)
+                else:
+                    self._paused_event_queue.append(waiting)
 
     def _stream_body(self, request: http.Request) -> bool:
         """Whether the body passes through our file; a short one is buffered by mitmproxy."""

@@ -1,21 +1,23 @@
 """The desk of one payment scope: which channel pays, and when one is opened.
 
-In this order: a channel that this process has and that has room; one on record that no living process owns;
-a new one, within the limits; else wait for an opening that is on its way, or for another process to give its
-channel back; else refuse, with the reason.
+In this order: a channel that this process has and that has room; one that a top-up gives room; one on record
+that no living process owns; a new one, within the limits; else wait for an opening that is on its way, or for
+another process to give its channel back; else refuse, with the reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from proxy_addon.core.errors import ChainUnavailable, LocalRefusal
+from proxy_addon.core.messages import Challenge
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import Method
-from proxy_addon.payer import opening
+from proxy_addon.payer import opening, topping
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import ChannelUnusable, Grant, Till, Want
 from store.channels import ChannelBusy, ScopeFull
@@ -28,6 +30,7 @@ log: Final = logging.getLogger("bursar")
 PATIENCE_S: Final = 40.0
 """How long a request waits for a pending opening (its validity is 25 s) or a channel that another process has."""
 RETRY_S: Final = 0.25
+TOP_UP_PAUSE_MS: Final = 30_000
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +52,8 @@ class Desk:
         self._method = method
         self._finding = asyncio.Lock()
         self._opening: Opening | None = None
+        self._topping: dict[Till, asyncio.Task[bool]] = {}
+        self._top_up_again_at = 0  # ms; after one that failed, in the background
 
     @property
     def till(self) -> Till | None:
@@ -59,7 +64,7 @@ class Desk:
     def opening(self) -> Opening | None:
         return self._opening
 
-    async def take(self, want: Want, terms: Terms, resource: str) -> Grant:
+    async def take(self, want: Want, terms: Terms, challenge: Challenge, resource: str) -> Grant:
         """A grant on some channel of the scope. Raises `LocalRefusal`; then nothing was signed for `want`.
 
         If the grant's channel is still pending, its voucher goes out with the opening itself.
@@ -71,6 +76,8 @@ class Desk:
                     return await till.take(want)
                 except ChannelUnusable:
                     continue
+            if await self._top_up_for(want, terms, challenge):
+                continue
             grant = await self._find(want, terms, resource)
             if grant is not None:
                 return grant
@@ -105,7 +112,7 @@ class Desk:
                 return None
             try:
                 on_record = await self._parts.store.of_scope(self.scope)
-                if await self._claim_one(on_record, want):
+                if await self._claim_one(on_record, want, terms):
                     return None
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
@@ -124,7 +131,13 @@ class Desk:
                 self.opening_ended(till, sent=False, told=False)
                 raise
 
-    async def _claim_one(self, on_record: tuple[Channel, ...], want: Want) -> bool:
+    @staticmethod
+    def _can_pay(till: Till, want: Want, terms: Terms) -> bool:
+        if till.has_room(want.price) or till.channel.pending is not None:
+            return True
+        return topping.size(till.channel, want.caps, terms, topping.shortfall(till.channel, want.price)) > 0
+
+    async def _claim_one(self, on_record: tuple[Channel, ...], want: Want, terms: Terms) -> bool:
         mine = {till.channel.channel_id for till in self.tills}
         for channel in on_record:
             if channel.channel_id in mine or self._parts.store.is_busy(channel):
@@ -141,13 +154,71 @@ class Desk:
                 self._opening = Opening(till)
                 self.opening_ended(till, sent=True, told=False)
                 return True
-            if claimed.status is ChannelStatus.DRAINING or not till.has_room(want.price):
+            if claimed.status is ChannelStatus.DRAINING or not self._can_pay(till, want, terms):
                 # Somebody is closing it, or it is used up: leave it to them, and to the close.
                 await till.release()
                 continue
             self.tills.append(till)
+            if claimed.pending is not None:  # a top-up that another process began
+                self._run_top_up(till, topping.settle(self._parts, till)).add_done_callback(self._note_top_up)
             return True
         return False
+
+    # -- top-ups
+
+    async def _top_up_for(self, want: Want, terms: Terms, challenge: Challenge) -> bool:
+        """Give a channel room for `want`, together with all who wait for the same. False: it cannot be had so."""
+        for till in [till for till in self.tills if till.usable and not want.topped_up]:
+            topping_up = self._topping.get(till) or self._start_top_up(till, want, terms, challenge)
+            if topping_up is None:
+                continue
+            try:
+                await asyncio.shield(topping_up)
+            except (LocalRefusal, StoreError) as error:
+                log.warning("bursar: no top-up of %s: %s", till.channel.channel_id, error)
+            want.topped_up = not till.has_room(want.price)
+            return True
+        return False
+
+    def top_up_soon(self, till: Till, want: Want, terms: Terms, challenge: Challenge) -> None:
+        """Start a top-up in the background where the deposit runs low, so that no request has to wait for it."""
+        if till in self._topping or not till.usable or self._parts.now() < self._top_up_again_at:
+            return
+        if topping.is_low(till.channel, want.caps, terms, want.price):
+            started = self._start_top_up(till, want, terms, challenge)
+            if started is not None:
+                started.add_done_callback(self._note_top_up)
+
+    def _start_top_up(
+        self, till: Till, want: Want, terms: Terms, challenge: Challenge
+    ) -> asyncio.Task[bool] | None:
+        need = topping.shortfall(till.channel, want.price)
+        amount = topping.size(till.channel, want.caps, terms, need)
+        if not amount or till.channel.pending is not None:
+            return None
+        return self._run_top_up(
+            till,
+            topping.top_up(
+                self._parts,
+                till,
+                want.caps,
+                challenge,
+                amount=amount,
+                fee_payer=terms.fee_payer,
+                host=want.facts.host,
+            ),
+        )
+
+    def _run_top_up(self, till: Till, work: Coroutine[Any, Any, bool]) -> asyncio.Task[bool]:
+        task = asyncio.get_running_loop().create_task(work, name="bursar-top-up")
+        self._topping[till] = task
+        task.add_done_callback(lambda _: self._topping.pop(till, None))
+        return task
+
+    def _note_top_up(self, task: asyncio.Task[bool]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._top_up_again_at = self._parts.now() + TOP_UP_PAUSE_MS
+            log.warning("bursar: no top-up for now: %s", error)
 
     # -- the end of an opening
 
@@ -202,9 +273,12 @@ class Desk:
 
     async def close(self) -> None:
         """Stop settling and give everything back. What is still in flight stays counted in the record."""
+        tasks: list[asyncio.Task[Any]] = list(self._topping.values())
         if self._opening is not None and self._opening.settling is not None:
-            self._opening.settling.cancel()
-            await asyncio.gather(self._opening.settling, return_exceptions=True)
+            tasks.append(self._opening.settling)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for till in self.tills:
             try:
                 if not await till.release() and not till.fenced:

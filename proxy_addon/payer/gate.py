@@ -242,7 +242,7 @@ class PaymentGate:
         self._parts.need_signer()
         want = self._want(ticket, offer)
         want.bump, want.write_off = bump, write_off
-        grant = await offer.desk.take(want, offer.terms, offer.resource)
+        grant = await offer.desk.take(want, offer.terms, offer.challenge, offer.resource)
         return self._dispatch(ticket, offer, want, grant)
 
     def _dispatch(self, ticket: PayTicket, offer: Offer, want: Want, grant: Grant) -> Outgoing:
@@ -250,6 +250,7 @@ class PaymentGate:
         ticket.attempt = Attempt(offer, want, grant, opening=grant.channel.status in PENDING_OPEN)
         if not ticket.dispatched_at:
             ticket.dispatched_at = grant.hold.sent_at
+        offer.desk.top_up_soon(grant.till, want, offer.terms, offer.challenge)
         return self._credential(ticket, ticket.attempt)
 
     def _credential(self, ticket: PayTicket, attempt: Attempt) -> Outgoing:

@@ -87,7 +87,7 @@ async def propose(
     try:
         channel = await parts.store.propose(channel, counters, max_channels=caps.channels_per_scope)
     except LimitExceeded as error:
-        raise limit_refusal(error, want) from None
+        raise limit_refusal(error, want.facts.host, caps.token) from None
     want.tries.new_money += first
     return parts.till(channel)
 

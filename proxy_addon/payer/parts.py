@@ -13,6 +13,7 @@ from proxy_addon.chain import ChainClient
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.methods.contract import Method
 from proxy_addon.methods.registry import method_of
+from proxy_addon.outbound import Outbound
 from proxy_addon.payer.till import Till
 from proxy_addon.signer import Signer
 from store import account
@@ -41,6 +42,7 @@ class Parts:
     ledger: Path
     now: Clock
     token: Callable[[str, str], Token]
+    outbound: Outbound
     salt: Callable[[], bytes] = random_salt
 
     def chain(self, caip2: str) -> ChainClient:

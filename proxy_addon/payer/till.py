@@ -22,6 +22,7 @@ from proxy_addon.methods.contract import Method
 from proxy_addon.signer import Signer
 from store import account
 from store.account import Ended, Ending, Sent
+from store.amounts import Token
 from store.channels import ChannelStore, Fenced, LimitExceeded
 from store.contract import StoreError
 from store.lifecycle import FINAL, ChannelStatus, advance
@@ -47,7 +48,7 @@ class Want:
     fingerprint: str
     bump: bool = False
     write_off: bool = False
-    url: str = ""
+    topped_up: bool = False  # a top-up was tried for it, and did not help
 
     @property
     def demand(self) -> Demand:
@@ -277,7 +278,7 @@ class Till:
                 f"channel {self.channel.channel_id} has {token.show(self.channel.ceiling - self.channel.authorised)}"
                 f" left of its deposit, {want.facts.host} asks {token.show(want.price)}",
             )
-        return limit_refusal(error, want)
+        return limit_refusal(error, want.facts.host, token)
 
     @staticmethod
     def _deny(group: Sequence[tuple[Want, asyncio.Future[Grant]]], error: LocalRefusal) -> None:
@@ -440,9 +441,9 @@ class _NoRoom(Exception):
     """The deposit does not cover it."""
 
 
-def limit_refusal(error: LimitExceeded, want: Want) -> LocalRefusal:
+def limit_refusal(error: LimitExceeded, host: str, token: Token) -> LocalRefusal:
     """A limit that was reached, in the token's own units."""
-    token, move = want.caps.token, error.move
+    move = error.move
     is_count = move.key.startswith("opens/")
 
     def show(amount: int) -> str:
@@ -451,6 +452,6 @@ def limit_refusal(error: LimitExceeded, want: Want) -> LocalRefusal:
     rule = move.rule or move.key
     return LocalRefusal(
         "limit-reached",
-        f"{want.facts.host} asks for {show(move.amount)} more, but {show(error.used)} of {rule} ="
+        f"{host} asks for {show(move.amount)} more, but {show(error.used)} of {rule} ="
         f" {show(move.limit or 0)} are used; raise it, or wait until the day (UTC) is over",
     )

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from store import marker
 from store.codec import decode_int
 from store.contract import StoreError, StoreUnavailable, Transaction, UnknownVersion
+from store.lmdb_env import explained
 from store.lmdb_store import LmdbBackend
 from tests.contract.peers import ROOT, Peer, peers_on, until
 from tests.contract.suite import get, increment, put, scan
@@ -366,6 +368,87 @@ async def test_wherever_a_file_is_cut_it_is_refused_or_sound(opened: Open, tmp_p
     assert refused > 5
 
 
+async def test_damage_within_the_file_is_told(opened: Open, directory: Path) -> None:
+    backend = await opened()
+    await backend.transact(fill(0, 5000, 200))
+    await backend.close()
+    data = directory / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for start in range(50 * 4096, 200 * 4096, 4096):  # leaves of f/…
+        content[start : start + 4096] = bytes(4096)
+    data.write_bytes(content)
+    again = await opened()
+    with pytest.raises(StoreUnavailable, match=r"damaged\. Check the disk"):
+        await again.view(scan(b"f/"))
+    with pytest.raises(StoreUnavailable, match=r"damaged\. Check the disk"):
+        await again.transact(lambda txn: [txn.get(b"f/%06d" % index) for index in range(5000)])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", ["", "owners", "data.mdb", "lock.mdb"])
+async def test_what_belongs_to_another_user_is_refused(opened: Open, directory: Path, name: str) -> None:
+    await (await opened()).close()
+    os.chown(directory / name, 12345, -1)
+    with pytest.raises(StoreUnavailable, match=r"belongs to user id 12345 and this process runs as 0"):
+        await opened()
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        (lmdb.DiskError("x"), "disk is full. Make room"),
+        (lmdb.MapFullError("x"), "largest size"),
+        (lmdb.PanicError("x"), "start bursar again"),
+        (lmdb.InvalidError("x"), "another kind or version. Name another"),
+        (lmdb.VersionMismatchError("x"), "another kind or version. Name another"),
+        (lmdb.CorruptedError("x"), "damaged. Check the disk"),
+        (lmdb.PageNotFoundError("x"), "damaged. Check the disk"),
+        (lmdb.ReadersFullError("x"), "too many processes"),
+        (lmdb.ReadonlyError("x"), "Check the modes and mount"),
+        (lmdb.LockError("x"), "Check the modes and mount"),
+        (lmdb.Error("x"), "Check its disk and modes"),
+        (OSError(5, "Input/output error"), "Check its disk and modes"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_every_error_names_the_store_and_the_way_out(error: Exception, way_out: str) -> None:
+    text = str(explained(error, Path("/var/lib/wallet")))
+    assert "/var/lib/wallet" in text
+    assert way_out in text
+
+
+async def test_too_many_readers_are_refused_until_some_have_gone(opened: Open) -> None:
+    backend = await opened()
+    await backend.transact(put(b"a", b"1"))
+    readers = []
+    with suppress(lmdb.ReadersFullError):
+        while True:
+            readers.append(backend._engine._env.begin())
+    with pytest.raises(StoreUnavailable, match="too many processes"):
+        await backend.view(get(b"a"))
+    readers.pop().abort()
+    assert await backend.view(get(b"a")) == b"1"
+    for reader in readers:
+        reader.abort()
+
+
+async def test_after_a_failure_within_the_index_nothing_is_written_any_more(opened: Open) -> None:
+    """LMDB itself refuses then; only a new process knows what is on the disk."""
+    backend = await opened()
+
+    class Failed:
+        def begin(self, write: bool = False) -> None:
+            raise lmdb.PanicError("mdb_txn_begin")
+
+    env, backend._engine._env = backend._engine._env, Failed()  # type: ignore[assignment]
+    with pytest.raises(StoreUnavailable, match="start bursar again"):
+        await backend.transact(increment)
+    backend._engine._env = env
+    for call in (backend.transact(increment), backend.view(get(b"n"))):
+        with pytest.raises(StoreUnavailable, match="start bursar again"):
+            await call
+
+
 async def test_another_database_is_refused(opened: Open, directory: Path) -> None:
     with lmdb.open(str(directory), mode=0o700) as env, env.begin(write=True) as txn:
         txn.put(b"something", b"else")
@@ -482,11 +565,36 @@ def test_works_from_one_event_loop_after_another(directory: Path) -> None:
     assert [asyncio.run(once()) for _ in range(3)] == [1, 2, 3]
 
 
+async def test_a_caller_whose_loop_is_gone_harms_nobody(opened: Open, tmp_path: Path) -> None:
+    backend = await opened()
+    inside, gate = threading.Event(), threading.Event()
+
+    def slow(txn: Transaction) -> None:
+        txn.put(b"a", b"1")
+        inside.set()
+        gate.wait()
+
+    def leave() -> None:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(backend.transact(slow))
+        while not inside.is_set():
+            loop.run_until_complete(asyncio.sleep(0.001))
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
+        loop.close()
+        gate.set()
+
+    await asyncio.to_thread(leave)
+    assert await backend.transact(increment) == 1
+    assert await backend.view(get(b"a")) == b"1"
+
+
 def test_a_forked_child_is_refused_and_harms_nothing(directory: Path) -> None:
     code = """
 import asyncio, os, sys, warnings
 from pathlib import Path
 from store.contract import StoreUnavailable
+from store.lmdb_env import explained
 from store.lmdb_store import LmdbBackend
 warnings.simplefilter("ignore")
 
@@ -543,6 +651,7 @@ def test_a_process_ends_without_closing(directory: Path) -> None:
     code = """
 import asyncio, sys
 from pathlib import Path
+from store.lmdb_env import explained
 from store.lmdb_store import LmdbBackend
 
 async def main():

@@ -5,7 +5,7 @@ A descriptor is the mapping that goes on the wire: seven fields, lower-case hex.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,6 +102,47 @@ def parse_open(data: bytes) -> OpenCall:
         salt=to_hex(salt),
         authorized_signer=read_address(signer, "authorizedSigner"),
     )
+
+
+def encode_top_up(descriptor: Mapping[str, str], amount: int) -> bytes:
+    return TOP_UP + descriptor_words(descriptor) + uint_word(amount, AMOUNT_BITS)
+
+
+def parse_top_up(data: bytes) -> tuple[dict[str, str], int]:
+    """The descriptor and the additional deposit of a ``topUp`` call. Raises ``ValueError`` for any other."""
+    if data[:4] != TOP_UP:
+        raise ValueError("not a topUp call")
+    *descriptor, amount = words(data[4:], len(DESCRIPTOR_FIELDS) + 1, "topUp's arguments")
+    return _read_descriptor(descriptor), read_uint(amount, AMOUNT_BITS, "additionalDeposit")
+
+
+def encode_request_close(descriptor: Mapping[str, str]) -> bytes:
+    return REQUEST_CLOSE + descriptor_words(descriptor)
+
+
+def parse_request_close(data: bytes) -> dict[str, str]:
+    """The descriptor of a ``requestClose`` call. Raises ``ValueError`` for any other."""
+    if data[:4] != REQUEST_CLOSE:
+        raise ValueError("not a requestClose call")
+    return _read_descriptor(words(data[4:], len(DESCRIPTOR_FIELDS), "requestClose's arguments"))
+
+
+def encode_withdraw(descriptor: Mapping[str, str]) -> bytes:
+    return WITHDRAW + descriptor_words(descriptor)
+
+
+def parse_withdraw(data: bytes) -> dict[str, str]:
+    """The descriptor of a ``withdraw`` call. Raises ``ValueError`` for any other."""
+    if data[:4] != WITHDRAW:
+        raise ValueError("not a withdraw call")
+    return _read_descriptor(words(data[4:], len(DESCRIPTOR_FIELDS), "withdraw's arguments"))
+
+
+def _read_descriptor(found: Sequence[bytes]) -> dict[str, str]:
+    return {
+        name: to_hex(word) if name in _BYTES32_FIELDS else read_address(word, name)
+        for name, word in zip(DESCRIPTOR_FIELDS, found, strict=True)
+    }
 
 
 def encode_get_state(channel: str) -> bytes:

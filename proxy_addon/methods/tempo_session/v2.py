@@ -18,6 +18,7 @@ from proxy_addon.methods.contract import (
     EventLog,
     LogReader,
     OpenPlan,
+    TransactionPlan,
     TransactionSigner,
 )
 from proxy_addon.methods.tempo_session.calls import (
@@ -25,20 +26,17 @@ from proxy_addon.methods.tempo_session.calls import (
     OpenCall,
     channel_id,
     encode_get_state,
+    encode_request_close,
+    encode_top_up,
+    encode_withdraw,
     parse_closed,
     parse_descriptor,
     parse_state,
 )
 from proxy_addon.methods.tempo_session.terms import parse_terms
+from proxy_addon.methods.tempo_session.transactions import plan_of, transaction_of, variant_of
 from proxy_addon.methods.tempo_session.voucher import FAMILY, V2
-from proxy_addon.methods.tempo_tx import (
-    PRIORITY_FEE,
-    VALIDITY_S,
-    Call,
-    TempoTransaction,
-    fee_in_base_units,
-    max_fee_for,
-)
+from proxy_addon.methods.tempo_tx import Call
 from store.amounts import UINT96_MAX
 from store.records import Channel, PaymentScope
 
@@ -51,6 +49,10 @@ RESERVE: Final = "0x4d50500000000000000000000000000000000000"
 OPEN_GAS: Final = 1_000_000
 """Measured: 312k; a token's first channel writes one slot more (250k, TIP-1000). Only what is used is charged.
 mppx's sponsors refuse more than 2M gas, or 0.05 dollars at the maximum fee: more would not be safer."""
+TOP_UP_GAS: Final = 500_000
+REQUEST_CLOSE_GAS: Final = 200_000
+WITHDRAW_GAS: Final = 400_000
+"""No more than is safe: a wallet must have the gas limit at the maximum fee, even to take its own money back."""
 
 LOG_BLOCKS: Final = 10_000  # what endpoints allow at least for one look at the logs
 LOG_LOOKS: Final = 50
@@ -126,27 +128,53 @@ class TempoSessionV2:
             salt=to_hex(salt),
             authorized_signer=_authorized_signer(scope),
         )
-        transaction = TempoTransaction(
-            chain_id=scope.chain_id,
-            gas_limit=OPEN_GAS,
-            max_fee_per_gas=max_fee_for(head.base_fee),
-            max_priority_fee_per_gas=PRIORITY_FEE,
-            calls=(Call(to_bytes(scope.escrow), opening.encode()),),
-            valid_before=head.timestamp + VALIDITY_S,
-            fee_token=None if fee_payer else to_bytes(scope.token),
-            sponsored=fee_payer,
-        )
+        call = Call(to_bytes(scope.escrow), opening.encode())
+        transaction = transaction_of(scope, (call,), head=head, gas=OPEN_GAS, fee_payer=fee_payer)
         nonce_hash = to_hex(transaction.expiring_nonce_hash(to_bytes(scope.payer)))
         descriptor = _descriptor(scope, salt=opening.salt, nonce_hash=nonce_hash)
-        signature = signer.sign_transaction(transaction.encode_for_signing())
+        plan = plan_of(transaction, signer)
         return OpenPlan(
             channel_id=self.channel_id(scope, descriptor),
             descriptor=descriptor,
-            transaction=to_hex(transaction.encode_signed(signature)),
-            tx_hash=to_hex(transaction.tx_hash(signature)),
-            valid_before=head.timestamp + VALIDITY_S,
-            max_fee=0 if fee_payer else fee_in_base_units(OPEN_GAS, transaction.max_fee_per_gas),
+            transaction=plan.transaction,
+            tx_hash=plan.tx_hash,
+            valid_before=plan.valid_before,
+            max_fee=plan.max_fee,
         )
+
+    def plan_top_up(
+        self, channel: Channel, *, amount: int, head: ChainHead, fee_payer: bool, signer: TransactionSigner
+    ) -> TransactionPlan:
+        """A signed top-up by `amount`; as with an opening, on record before it leaves.
+
+        Raises ``ValueError`` if the deposit would not fit, and whatever the signer raises when it refuses.
+        """
+        if not 0 < amount <= UINT96_MAX - channel.deposit:
+            raise ValueError(
+                f"a top-up of {amount} does not take a deposit of {channel.deposit} to {UINT96_MAX} at most"
+            )
+        data = encode_top_up(channel.descriptor, amount)
+        return _plan(channel, data, head, signer, gas=TOP_UP_GAS, fee_payer=fee_payer)
+
+    def top_up_payload(self, channel: Channel, *, amount: int, transaction: str) -> dict[str, Any]:
+        return {
+            "action": "topUp",
+            "type": "transaction",
+            "channelId": channel.channel_id,
+            "transaction": transaction,
+            "descriptor": dict(channel.descriptor),
+            "additionalDeposit": str(amount),
+        }
+
+    def plan_request_close(
+        self, channel: Channel, head: ChainHead, signer: TransactionSigner
+    ) -> TransactionPlan:
+        """Starts a forced close. It takes nothing from anybody; a second one changes nothing."""
+        return _plan(channel, encode_request_close(channel.descriptor), head, signer, gas=REQUEST_CLOSE_GAS)
+
+    def plan_withdraw(self, channel: Channel, head: ChainHead, signer: TransactionSigner) -> TransactionPlan:
+        """Ends a forced close once its grace is over; before that the reserve reverts it, for a fee."""
+        return _plan(channel, encode_withdraw(channel.descriptor), head, signer, gas=WITHDRAW_GAS)
 
     def open_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]:
         """Raises ``ValueError`` if the record has no opening on its way."""
@@ -210,6 +238,26 @@ class TempoSessionV2:
                 break
             last = first - 1
         return None
+
+
+def _plan(
+    channel: Channel,
+    data: bytes,
+    head: ChainHead,
+    signer: TransactionSigner,
+    *,
+    gas: int,
+    fee_payer: bool = False,
+) -> TransactionPlan:
+    transaction = transaction_of(
+        channel.scope,
+        (Call(to_bytes(channel.scope.escrow), data),),
+        head=head,
+        gas=gas,
+        fee_payer=fee_payer,
+        variant=variant_of(channel),
+    )
+    return plan_of(transaction, signer)
 
 
 def _closing(channel: Channel, log: EventLog) -> Closing:

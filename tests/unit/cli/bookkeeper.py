@@ -46,7 +46,9 @@ class Bookkeeper:
         self._now += 1000
         return self._now
 
-    async def open(self, channel_id: str, *, host: str = "api.example.com", authorised: int = 50_000) -> Channel:
+    async def open(
+        self, channel_id: str, *, host: str = "api.example.com", authorised: int = 50_000
+    ) -> Channel:
         moves = [CounterMove(f"{family}x", authorised) for family in ("host-day/", "total-day/", "lifetime/")]
         channel = samples.channel(
             channel_id=channel_id,
@@ -68,7 +70,12 @@ class Bookkeeper:
         return self.channels[channel_id]
 
     def pay(
-        self, channel_id: str, request: str, amount: int, ending: Ending | None = Ending.PAID, path: str = "/data"
+        self,
+        channel_id: str,
+        request: str,
+        amount: int,
+        ending: Ending | None = Ending.PAID,
+        path: str = "/data",
     ) -> None:
         """One request, in the ledger and in memory; the store learns of it with the next `commit`."""
         channel = self.channels[channel_id]
@@ -99,7 +106,10 @@ class Bookkeeper:
 
     def refuse(self, host: str, message: str) -> None:
         self.audit.note(
-            "decision", f"not paid: {message}", host=host, fields={"outcome": "refused", "reason": "over-max-price"}
+            "decision",
+            f"not paid: {message}",
+            host=host,
+            fields={"outcome": "refused", "reason": "over-max-price"},
         )
 
     async def commit(self, channel_id: str) -> None:

@@ -45,7 +45,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bursar") / "home"
     done = CliRunner().invoke(
         bursar,
-        ["init", "--home", str(directory), "--key-env", KEY_ENV, "--network", "moderato", "--non-interactive"],
+        [
+            "init",
+            "--home",
+            str(directory),
+            "--key-env",
+            KEY_ENV,
+            "--network",
+            "moderato",
+            "--non-interactive",
+        ],
         env={KEY_ENV: KEY},
     )
     assert done.exit_code == 0, done.output
@@ -67,7 +76,9 @@ def config(home: Path, tmp_path: Path) -> Path:
 def run_bursar() -> Bursar:
     """The real command, as a process."""
 
-    def run(*arguments: str, env: dict[str, str] | None = None, **more: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, **more: object
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command_line(*arguments),
             env=clean_environ(PYTHONPATH=str(ROOT), **{KEY_ENV: KEY}, **(env or {})),

@@ -66,13 +66,17 @@ def test_list_and_show(config: Path, runner: CliRunner) -> None:
     assert lines[2].endswith("left")
     assert lines[2].split()[3:8] == ["1.00", "0.01", "0.00", "0.99", "pathUSD"]
     shown = runner.invoke(bursar, ["channels", "show", "-c", str(config), "0x1122"]).stdout
-    assert f"channel      {TWO}" in shown
-    assert "paid         0.01 pathUSD" in shown
+    assert f"channel     {TWO}" in shown
+    assert "paid        0.01 pathUSD" in shown
 
 
 @pytest.mark.parametrize(
     ("start", "code", "told"),
-    [("0x11", 2, "the start of 2 channels"), ("0x", 2, "too short"), ("0x33", 1, "no channel 0x33 on record")],
+    [
+        ("0x11", 2, "the start of 2 channels"),
+        ("0x", 2, "too short"),
+        ("0x33", 1, "no channel 0x33 on record"),
+    ],
 )
 def test_an_id_must_name_one_channel(
     start: str, code: int, told: str, config: Path, runner: CliRunner

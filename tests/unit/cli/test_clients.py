@@ -34,7 +34,11 @@ public class Get {
 
 CLIENTS = {
     "curl": ["curl", "-sS", "{url}"],
-    "urllib": [sys.executable, "-c", "import urllib.request as r; print(r.urlopen('{url}').read().decode(), end='')"],
+    "urllib": [
+        sys.executable,
+        "-c",
+        "import urllib.request as r; print(r.urlopen('{url}').read().decode(), end='')",
+    ],
     "requests": [sys.executable, "-c", "import requests; print(requests.get('{url}').text, end='')"],
     "httpx": [sys.executable, "-c", "import httpx; print(httpx.get('{url}').text, end='')"],
     "node-fetch": ["node", "-e", "fetch('{url}').then(r => r.text()).then(t => process.stdout.write(t))"],
@@ -64,7 +68,9 @@ def proxied(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Be
         log = directory / "proxy.log"
         proxy = start_proxy(config, {**os.environ, KEY_ENV: KEY, "PYTHONPATH": str(ROOT)}, log)
         try:
-            yield Behind(behind(environ, proxy.url, trust.prepare(directory / "ca", environ)), site, directory)
+            yield Behind(
+                behind(environ, proxy.url, trust.prepare(directory / "ca", environ)), site, directory
+            )
         finally:
             assert proxy.stop() == 0, log.read_text()
 

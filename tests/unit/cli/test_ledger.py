@@ -100,7 +100,9 @@ def test_sums_agree_with_the_store(config: Path, runner: CliRunner) -> None:
     assert (token["uncertain"], token["unfinished"]) == ("5000", "6000")
     assert (token["deposited"], token["fees"]) == ("2000000", "2400")
     assert value["opened"] == [ONE, TWO]
-    assert value["refused"] == [{"message": "dear.example.com asks 9.00 pathUSD, over max_price 0.10", "times": 1}]
+    assert value["refused"] == [
+        {"message": "dear.example.com asks 9.00 pathUSD, over max_price 0.10", "times": 1}
+    ]
 
 
 def test_a_difference_to_the_store_is_said(config: Path, runner: CliRunner) -> None:

@@ -65,7 +65,11 @@ class Wiring:
 
     @contextlib.asynccontextmanager
     async def line(
-        self, handler: Handler, gate: FakeGate | None, limits: Limits | None = None, **settings: Any
+        self,
+        handler: Handler,
+        gate: FakeGate | None,
+        limits: Limits | None = None,
+        **settings: Any,
     ) -> AsyncIterator[Line]:
         # With an eager connection, mitmproxy offers the client only what the server speaks.
         settings.setdefault("connection_strategy", "lazy" if self.wire.name == "h2-h1" else "eager")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,10 +29,9 @@ T0 = 1_000_000
 EXPIRY = T0 + 300_000
 
 
-def channel(**fields: object) -> Channel:
-    return proposed(
-        "0xc1", scope_of(), **{"status": ChannelStatus.OPEN, "pending": None, "deposit": 1_000, **fields}
-    )
+def channel(**fields: Any) -> Channel:
+    defaults = {"status": ChannelStatus.OPEN, "pending": None, "deposit": 1_000}
+    return proposed("0xc1", scope_of(), **{**defaults, **fields})
 
 
 def held(
@@ -40,7 +40,7 @@ def held(
     return Hold(request_id, amount, voucher, sent_at, EXPIRY, seq, "f")
 
 
-def with_hold(one: Hold | None = None, **fields: object) -> Channel:
+def with_hold(one: Hold | None = None, **fields: Any) -> Channel:
     one = one or held()
     defaults = {"authorised": 100, "holds": {one.request_id: one}, "held": one.amount, "seq": max(one.seq, 1)}
     return channel(**{**defaults, **fields})
@@ -204,7 +204,7 @@ def test_clean_answers_are_not_counted_below_zero() -> None:
 # -- receipts. The account before: authorised 200, paid 50, uncertain 30, a hold of 10.
 
 
-def receipt(spent: int, ending: Ending = Ending.PAID, **fields: object) -> Channel:
+def receipt(spent: int, ending: Ending = Ending.PAID, **fields: Any) -> Channel:
     start = with_hold(**{"authorised": 200, "paid": 50, "uncertain": 30, "eligible_at": T0, **fields})
     return account.end(start, Ended("r", ending, T0 + 5, spent=spent))
 
@@ -243,7 +243,7 @@ def test_a_receipt_of_a_request_that_was_alone(spent: int, uncertain: int, why: 
 )
 @pytest.mark.parametrize("spent", [60, 75, 150, 10**30])
 def test_a_receipt_that_could_be_about_something_else_moves_nothing(
-    fields: dict[str, object], why: str, spent: int
+    fields: dict[str, Any], why: str, spent: int
 ) -> None:
     one = receipt(spent, **fields)
     assert (one.paid, one.uncertain) == (60, 30), why

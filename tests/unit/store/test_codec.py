@@ -78,7 +78,9 @@ FULL = Channel(
 
 BARE = Channel(channel_id="", scope=SCOPE, descriptor={}, resource="", status=ChannelStatus.PROPOSED)
 
-integers = st.integers(-UINT128_MAX, UINT128_MAX) | st.sampled_from([2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63)])
+integers = st.integers(-UINT128_MAX, UINT128_MAX) | st.sampled_from(
+    [2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63)]
+)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 scopes = st.builds(PaymentScope, *(text for _ in fields(PaymentScope)))
 holds = st.lists(
@@ -94,7 +96,9 @@ pendings = st.builds(
     valid_before=integers,
     deposit=integers,
     fee_sponsored=st.booleans(),
-    counters=st.lists(st.builds(CounterMove, text, integers, st.none() | integers, text), max_size=3).map(tuple),
+    counters=st.lists(st.builds(CounterMove, text, integers, st.none() | integers, text), max_size=3).map(
+        tuple
+    ),
 )
 _BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "channel_id": text,
@@ -270,7 +274,10 @@ def test_no_field_raises_anything_else(name: str, value: object) -> None:
         ("pending", content(FULL)["pending"] | {"fee_sponsored": 0}),
         ("pending", content(FULL)["pending"] | {"counters": [["k", 1, None]]}),
         ("pending", content(FULL)["pending"] | {"counters": [["k", None, None, ""]]}),
-        ("pending", {key: value for key, value in content(FULL)["pending"].items() if key != "raw"} | {"x": 1}),
+        (
+            "pending",
+            {key: value for key, value in content(FULL)["pending"].items() if key != "raw"} | {"x": 1},
+        ),
         ("captured", "0"),
         ("another field", 1),
     ],
@@ -303,7 +310,9 @@ def test_every_flipped_bit_is_noticed(data: bytes) -> None:
             decode(data[:length])
 
 
-@pytest.mark.parametrize("payload", [b"", b"-", b"-0", b"01", b"1_0", b" 1", b"1.0", b"0x1", b"\xd9\xa1", b"9" * 5000])
+@pytest.mark.parametrize(
+    "payload", [b"", b"-", b"-0", b"01", b"1_0", b" 1", b"1.0", b"0x1", b"\xd9\xa1", b"9" * 5000]
+)
 def test_only_plain_numbers_are_counters(payload: bytes) -> None:
     with pytest.raises(UnknownVersion, match="damaged"):
         decode_int(seal(payload))

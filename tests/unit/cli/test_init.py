@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy_addon.cli.main import bursar
+from proxy_addon.cli.template import NETWORKS, Limits, WalletChoice, render
+from proxy_addon.config import Settings, load, parse
+from proxy_addon.core.policy import SpendPolicy
+from proxy_addon.keystore import password_from_env, password_from_file, signer_from_keystore
+from tests.unit.cli.conftest import KEY, KEY_ENV
+from tests.unit.methods import samples
+
+
+def init(runner: CliRunner, home: Path, *arguments: str, env: dict[str, str | None] | None = None) -> Result:
+    return runner.invoke(bursar, ["init", "--home", str(home), "--non-interactive", *arguments], env=env)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_new_home_is_private_and_whole(runner: CliRunner, tmp_path: Path) -> None:
+    home = tmp_path / "deep" / "home"
+    done = init(runner, home, "--host", "api.example.com", "--max-price", "0.05", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    settings = load(home / "config.toml")
+    assert settings.wallet.keystore == home / "key.json"
+    assert settings.wallet.password_file == home / "password"
+    signer = signer_from_keystore(home / "key.json", password_from_file(home / "password"))
+    assert told["address"] == signer.address
+    assert told["chain"] == "eip155:4217"
+    assert settings.policy.hosts[0].host == "api.example.com"
+    assert settings.policy.hosts[0].max_price == "0.05"
+    assert {name: mode(home / name) for name in (".", "config.toml", "key.json", "password", "ca")} == {
+        ".": 0o700,
+        "config.toml": 0o600,
+        "key.json": 0o600,
+        "password": 0o600,
+        "ca": 0o700,
+    }
+    assert mode(home / "ca" / "mitmproxy-ca.pem") == 0o600
+    assert (home / "ca" / "mitmproxy-ca-cert.pem").read_bytes().startswith(b"-----BEGIN CERTIFICATE-----")
+    password = (home / "password").read_text().strip()
+    assert password not in done.output
+
+
+def test_nothing_is_overwritten(runner: CliRunner, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert init(runner, home, "--key-env", KEY_ENV, env={KEY_ENV: KEY}).exit_code == 0
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    again = init(runner, home)
+    assert again.exit_code == 3
+    assert "config.toml exists and is not overwritten" in again.stderr
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_a_key_without_a_config_is_kept_too(runner: CliRunner, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    env: dict[str, str | None] = {"BURSAR_PASSWORD": "correct horse"}
+    assert init(runner, home, env=env).exit_code == 0
+    (home / "config.toml").unlink()
+    key = (home / "key.json").read_bytes()
+    refused = init(runner, home, env=env)
+    assert refused.exit_code == 3
+    assert "--existing-key goes on with it" in refused.stderr
+    wrong = init(runner, home, "--existing-key", env={"BURSAR_PASSWORD": "battery"})
+    assert wrong.exit_code == 3
+    assert "the password is wrong" in wrong.stderr
+    assert not (home / "config.toml").exists()
+    adopted = init(runner, home, "--existing-key", "--json", env=env)
+    assert adopted.exit_code == 0, adopted.output
+    assert (home / "key.json").read_bytes() == key
+    assert json.loads(adopted.stdout)["address"] == "0x" + json.loads(key)["address"].lower().removeprefix(
+        "0x"
+    )
+
+
+def test_a_key_is_imported_under_the_password_in_the_environment(runner: CliRunner, tmp_path: Path) -> None:
+    home, source = tmp_path / "home", tmp_path / "key.txt"
+    source.write_text(samples.KEY + "\n")
+    done = init(runner, home, "--import-key", str(source), env={"BURSAR_PASSWORD": "correct horse"})
+    assert done.exit_code == 0, done.output
+    assert samples.ADDRESS in done.stdout
+    assert not (home / "password").exists()
+    assert load(home / "config.toml").wallet.password_env == "BURSAR_PASSWORD"
+    password = password_from_env("P", {"P": "correct horse"})
+    assert signer_from_keystore(home / "key.json", password).address == samples.ADDRESS
+    assert samples.KEY.removeprefix("0x") not in "".join(
+        path.read_text() for path in home.iterdir() if path.is_file()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--max-price", "ten"], 3, "policy.hosts[0].max_price"),
+        (["--host", "https://api.example.com/"], 3, "policy.hosts[1].host"),
+        (["--import-key", "/nonexistent"], 3, "cannot be read"),
+        (["--import-key", "/dev/null"], 3, "64 hex digits"),
+        (["--import-key", "x", "--key-env", "Y"], 2, "exclude each other"),
+        (["--existing-key"], 3, "key.json"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_exists(
+    arguments: list[str], code: int, told: str, runner: CliRunner, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    done = init(runner, home, "--host", "api.example.com", *arguments)
+    assert done.exit_code == code, done.output
+    assert told in done.stderr
+    assert not (home / "config.toml").exists()
+    assert not home.exists() or not list(home.iterdir())
+
+
+def test_an_open_directory_is_refused(runner: CliRunner, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    done = init(runner, home)
+    assert done.exit_code == 3
+    assert f"chmod 700 {home}" in done.stderr
+    assert not list(home.iterdir())
+
+
+def test_the_key_in_the_environment_is_kept_nowhere(runner: CliRunner, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert init(runner, home, "--key-env", KEY_ENV, env={KEY_ENV: samples.KEY}).exit_code == 0
+    assert load(home / "config.toml").wallet.private_key_env == KEY_ENV
+    assert sorted(os.listdir(home)) == ["ca", "config.toml"]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("hosts", [(), ("api.example.com", "*.example.org")])
+def test_the_config_says_every_key(network: str, hosts: tuple[str, ...]) -> None:
+    """Set, or in a comment that shows how: the file is the reference that a user has at hand."""
+    wallet = WalletChoice(keystore=Path('/a "quoted" home/key.json'), password_env="P")
+    text = render(
+        NETWORKS[network],
+        wallet,
+        Path("/home/x/store"),
+        hosts,
+        Limits(),
+        total_per_day="5.00",
+        lifetime="100.00",
+    )
+    settings = parse(tomllib.loads(text), "test")
+    assert settings.wallet.keystore == wallet.keystore
+    assert isinstance(settings.spend_policy(), SpendPolicy)
+    assert [host.host for host in settings.policy.hosts] == list(hosts)
+    assert list(settings.chains) == [NETWORKS[network].chain]
+    keys = {name for table in _tables(Settings) for name in table}
+    missing = {key for key in keys if not any(_sets(line, key) for line in text.splitlines())}
+    assert missing == set()
+
+
+def _tables(model: type[Settings]) -> list[set[str]]:
+    schema = model.model_json_schema()
+    tables = [schema, *schema["$defs"].values()]
+    leaves = {"hosts", "chains", "wallet", "store", "proxy", "policy", "mode"}
+    return [set(table["properties"]) - (leaves if table is schema else {"hosts"}) for table in tables]
+
+
+def _sets(line: str, key: str) -> bool:
+    return line.removeprefix("# ").startswith(f"{key} = ") or line.startswith(f'{key} = "')
