@@ -2,7 +2,7 @@
 
 Every signature is checked twice against the same record: by whoever asks, and here, from the bytes that are
 signed. A voucher's digest is computed anew from the channel and the amount; a transaction is read back from
-its signing payload and must do exactly what the opening says. A mistake elsewhere ends here as `SignerRefused`.
+its signing payload and must do exactly what was announced. A mistake elsewhere ends here as `SignerRefused`.
 
 The key is in one closure. No repr, pickle, copy or traceback shows it.
 """
@@ -10,20 +10,13 @@ The key is in one closure. No repr, pickle, copy or traceback shows it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from proxy_addon.core.errors import BursarError
-from proxy_addon.methods.abi import ZERO_ADDRESS, keccak256, to_bytes, to_hex
-from proxy_addon.methods.tempo_session.calls import OpenCall, parse_open
-from proxy_addon.methods.tempo_session.voucher import CODECS, FAMILY
-from proxy_addon.methods.tempo_tx import (
-    EXPIRING_NONCE_KEY,
-    SECP256K1_ORDER,
-    TempoTransaction,
-    address_of,
-    decode_for_signing,
-)
+from proxy_addon.methods.abi import keccak256, to_hex
+from proxy_addon.methods.tempo_session.guards import GUARDS, Guard, Guards
+from proxy_addon.methods.tempo_session.voucher import CODECS
+from proxy_addon.methods.tempo_tx import SECP256K1_ORDER, address_of
 from store.lifecycle import PENDING_OPEN, ChannelStatus
 from store.records import Channel, PaymentScope
 
@@ -34,11 +27,13 @@ except ImportError as error:  # pragma: no cover - a broken installation
         "coincurve, which signs, cannot be loaded: reinstall it (pip install --force-reinstall coincurve)"
     ) from error
 
-DEPOSITABLE_VERSIONS: Final = frozenset({(FAMILY, "v2")})
-"""Whose opening transactions can be read back and checked; any other is refused."""
-
 _VOUCHER_STATUS: Final = PENDING_OPEN | {ChannelStatus.OPEN, ChannelStatus.DRAINING, ChannelStatus.CLOSING}
 """Where a voucher may be signed at all: draining still probes with the current voucher."""
+
+_FORCED_STATUS: Final = frozenset(
+    {ChannelStatus.OPEN, ChannelStatus.DRAINING, ChannelStatus.CLOSING, ChannelStatus.ASIDE}
+)
+"""Where something of ours may be in the escrow that the server need not help to get back."""
 
 
 class SignerRefused(BursarError):
@@ -50,7 +45,7 @@ class KeyRejected(BursarError):
 
 
 class Signer:
-    """Signs vouchers and opening transactions with one secp256k1 key, kept in memory only."""
+    """Signs vouchers and a channel's transactions with one secp256k1 key, kept in memory only."""
 
     __slots__ = ("_sign", "address", "voucher_signer")
 
@@ -80,15 +75,50 @@ class Signer:
             _refuse(f"the digest is not that of {amount} on channel {channel.channel_id}")
         return self._sign(digest)
 
-    def opening(self, scope: PaymentScope, *, deposit: int, sponsored: bool = False) -> OpeningSigner:
+    def opening(self, scope: PaymentScope, *, deposit: int, sponsored: bool = False) -> GuardedSigner:
         """What signs one opening transaction of `scope`, with exactly `deposit`. Raises `SignerRefused`."""
-        if scope.payer != self.address:
-            _refuse(f"the payer is {scope.payer}, our key is that of {self.address}")
         if scope.voucher_signer != self.voucher_signer:
             _refuse(f"the voucher signer would be {scope.voucher_signer}, not {self.voucher_signer}")
-        if (scope.family, scope.version) not in DEPOSITABLE_VERSIONS:
-            _refuse(f"openings of {scope.family}/{scope.version} cannot be checked")
-        return OpeningSigner(self.address, _Opening(scope, deposit, sponsored), self._sign)
+        return self._guarded(self._guards(scope).opening(scope, deposit, sponsored))
+
+    def topping_up(self, channel: Channel, *, amount: int, sponsored: bool = False) -> GuardedSigner:
+        """What signs one transaction that adds exactly `amount` to the deposit of `channel`, and does nothing else.
+
+        Raises `SignerRefused`, also for a channel that is not open or has a transaction of ours on its way.
+        """
+        shown = f"a top-up of {amount} on channel {channel.channel_id}"
+        if channel.status is not ChannelStatus.OPEN:
+            _refuse(f"{shown}: the channel is {channel.status}")
+        if channel.pending is not None:
+            _refuse(f"{shown}: {channel.pending.tx_hash} may still be on its way")
+        if amount <= 0:
+            _refuse(f"{shown}: it adds nothing")
+        return self._guarded(self._guards(channel.scope).top_up(channel, amount, sponsored))
+
+    def requesting_close(self, channel: Channel) -> GuardedSigner:
+        """What signs the request that starts a forced close of `channel`. Raises `SignerRefused`."""
+        self._check_forced(channel)
+        return self._guarded(self._guards(channel.scope).request_close(channel))
+
+    def withdrawing(self, channel: Channel) -> GuardedSigner:
+        """What signs the withdrawal that ends a forced close of `channel`. Raises `SignerRefused`."""
+        self._check_forced(channel)
+        return self._guarded(self._guards(channel.scope).withdraw(channel))
+
+    def _guarded(self, guard: Guard) -> GuardedSigner:
+        if guard.scope.payer != self.address:
+            _refuse(f"the payer is {guard.scope.payer}, our key is that of {self.address}")
+        return GuardedSigner(self.address, guard, self._sign)
+
+    def _guards(self, scope: PaymentScope) -> Guards:
+        guards = GUARDS.get((scope.family, scope.version))
+        if guards is None:
+            _refuse(f"transactions of {scope.family}/{scope.version} cannot be checked")
+        return guards
+
+    def _check_forced(self, channel: Channel) -> None:
+        if channel.status not in _FORCED_STATUS:
+            _refuse(f"a forced close of channel {channel.channel_id}: it is {channel.status}")
 
     def _check_channel(self, channel: Channel, amount: int) -> None:
         shown = f"a voucher of {amount} on channel {channel.channel_id}"
@@ -110,72 +140,33 @@ class Signer:
         raise TypeError("a signer is never pickled or copied: it holds a key")
 
 
-class OpeningSigner:
-    """`contract.TransactionSigner` for one opening: signs that transaction, any number of times, no other."""
+class GuardedSigner:
+    """`contract.TransactionSigner` for one purpose: signs that transaction, any number of times, no other."""
 
-    __slots__ = ("_opening", "_sign", "_signed", "address")
+    __slots__ = ("_guard", "_sign", "_signed", "address")
 
-    def __init__(self, address: str, opening: _Opening, sign: Callable[[bytes], bytes]) -> None:
+    def __init__(self, address: str, guard: Guard, sign: Callable[[bytes], bytes]) -> None:
         self.address = address
-        self._opening = opening
+        self._guard = guard
         self._sign = sign
         self._signed: bytes | None = None
 
     def sign_transaction(self, payload: bytes) -> bytes:
         """Raises `SignerRefused` unless `payload` is the transaction that was announced, and the first one."""
         if self._signed is not None and self._signed != payload:
-            _refuse("a second, different transaction for one opening")
-        self._opening.check(payload)
+            _refuse(f"a second, different transaction for {self._guard.what}")
+        try:
+            self._guard.check(payload)
+        except ValueError as error:
+            raise SignerRefused(f"the signer refuses: {error}") from error
         self._signed = payload
         return self._sign(keccak256(payload))
 
     def __repr__(self) -> str:
-        return f"OpeningSigner({self.address}, {self._opening.deposit} to {self._opening.scope.payee})"
+        return f"GuardedSigner({self.address}, {self._guard.what} to {self._guard.scope.payee})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a signer is never pickled or copied: it holds a key")
-
-
-@dataclass(frozen=True, slots=True)
-class _Opening:
-    """What a transaction must do to be signed: put `deposit` into the scope's escrow, and nothing besides."""
-
-    scope: PaymentScope
-    deposit: int
-    sponsored: bool
-
-    def check(self, payload: bytes) -> None:
-        try:
-            transaction = decode_for_signing(payload)
-            call = parse_open(transaction.calls[0].data)
-        except ValueError as error:
-            raise SignerRefused(f"the signer refuses: {error}") from error
-        for what, found, expected in (*self._envelope(transaction), *self._arguments(call)):
-            if found != expected:
-                _refuse(f"an opening whose {what} is {found}, not {expected}")
-
-    def _envelope(self, transaction: TempoTransaction) -> list[tuple[str, object, object]]:
-        fee_token = None if self.sponsored else to_bytes(self.scope.token)
-        return [
-            ("chain", transaction.chain_id, self.scope.chain_id),
-            ("number of calls", len(transaction.calls), 1),
-            ("target", to_hex(transaction.calls[0].to), self.scope.escrow),
-            ("value", transaction.calls[0].value, 0),
-            ("nonce key", transaction.nonce_key, EXPIRING_NONCE_KEY),
-            ("sponsorship", transaction.sponsored, self.sponsored),
-            ("fee token", transaction.fee_token, fee_token),
-        ]
-
-    def _arguments(self, call: OpenCall) -> list[tuple[str, object, object]]:
-        scope = self.scope
-        signer = ZERO_ADDRESS if scope.voucher_signer == scope.payer else scope.voucher_signer
-        return [
-            ("payee", call.payee, scope.payee),
-            ("operator", call.operator, scope.discriminator),
-            ("token", call.token, scope.token),
-            ("deposit", call.deposit, self.deposit),
-            ("authorised signer", call.authorized_signer, signer),
-        ]
 
 
 def parse_key(text: str) -> bytes:

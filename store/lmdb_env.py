@@ -6,7 +6,6 @@ that a full disk cannot hold, would be a SIGBUS. Both are met here, before the m
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import lmdb
 from store import marker
 from store.codec import encode_int
 from store.contract import StoreError, StoreUnavailable
+from store.lmdb_pages import Damaged, check_pages
 from store.private_files import check_private_file
 
 PAGE: Final = 65_536
@@ -25,8 +25,6 @@ PAGE: Final = 65_536
 
 _MAX_READERS: Final = 126
 _LOCK_FILE_BYTES: Final = 16_384  # twice what that many readers take
-
-_MOST_UNWRITTEN: Final = 2**20
 
 
 class Reader:
@@ -135,51 +133,18 @@ def _reserve_lock_file(directory: Path) -> None:
 
 
 def _refuse_truncated(env: lmdb.Environment, directory: Path) -> None:
-    """Raise `StoreUnavailable` if data that the index knows of is not in the file.
-
-    A sound file may lack its last few pages: LMDB does not write a page that one transaction takes and frees
-    again (seen once in 75,000 commits). So what is missing is filled in, twice with different bytes: if all
-    that can be read is the same both times, none of it is missing. In a write transaction, so that no other
-    process moves the file's end meanwhile.
-    """
+    """Raise `StoreUnavailable` if pages that are in use are not in the file."""
     path = directory / "data.mdb"
     if path.stat().st_size >= _indexed_bytes(env):
         return
-    with env.begin(write=True) as txn:
-        size = path.stat().st_size
-        missing = _indexed_bytes(env) - size
+    with env.begin(write=True):  # so that no other process writes meanwhile
         try:
-            if missing > _MOST_UNWRITTEN:
-                raise lmdb.CorruptedError(f"{missing} bytes are missing at its end")
-            _fill(path, size, missing, b"\x00")  # where a page with a header was: an error, never a wild read
-            with_zeros = _digest(txn)
-            with open(os.devnull, "wb") as nowhere:  # reads the list of free pages, which nothing else shows
-                env.copyfd(nowhere.fileno(), compact=True)
-            _fill(path, size, missing, b"\xff")
-            if _digest(txn) != with_zeros:
-                raise lmdb.CorruptedError("a value is missing at its end")
-        except lmdb.Error as error:
-            os.truncate(path, size)
+            check_pages(path)
+        except Damaged as error:
             raise StoreUnavailable(
                 f"the store in {directory} is damaged: its data file was cut short ({error}). It was left as it is."
                 " Put back a whole copy, or recover deposits from the chain"
             ) from error
-
-
-def _fill(path: Path, start: int, count: int, byte: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(start)
-        file.write(byte * count)
-
-
-def _digest(txn: lmdb.Transaction) -> bytes:
-    digest = hashlib.blake2b()
-    with txn.cursor() as cursor:
-        for key, value in cursor:
-            digest.update(b"%d,%d:" % (len(key), len(value)))
-            digest.update(key)
-            digest.update(value)
-    return digest.digest()
 
 
 def _indexed_bytes(env: lmdb.Environment) -> int:

@@ -42,6 +42,7 @@ def sums_as_json(settings: Settings, sums: Sums) -> dict[str, Any]:
         "tokens": [_token_json(settings, one) for one in sums.tokens.values()],
         "channels": sorted(sums.channels),
         "opened": sums.opened,
+        "closed": sums.closed,
         "refused": [{"message": message, "times": times} for message, times in sums.refusals.items()],
         "shadowed": sums.shadowed,
     }
@@ -51,7 +52,7 @@ def _token_lines(settings: Settings, one: TokenSum, sums: Sums) -> list[str]:
     token = token_named(settings, one.token, one.symbol)
     lines: list[str] = []
     if one.paid_requests:
-        where = _counted(len(sums.channels), "channel")
+        where = _counted(len(sums.channels), "channel")  # of all tokens: a second one is rare
         lines.append(f"paid {token.show(one.paid)} for {_counted(one.paid_requests, 'request')} on {where}")
     if one.uncertain_requests:
         lines.append(
@@ -85,7 +86,9 @@ def _token_json(settings: Settings, one: TokenSum) -> dict[str, Any]:
         "uncertain_requests": one.uncertain_requests,
         "unfinished": str(one.unfinished),
         "unfinished_requests": one.unfinished_requests,
+        "adjusted": str(one.adjusted),
         "deposited": str(one.deposited),
+        "refunded": str(one.refunded),
         "fees": str(one.fees),
     }
 

@@ -76,7 +76,11 @@ class Bursar:
     async def start(self) -> str:
         """The proxy's URL, once it listens. Raises `Failure` with the proxy's last words."""
         # In a thread: the chain that the proxy may ask first runs in this one.
-        self._proxy = await asyncio.to_thread(start_proxy, self.config, self._environ, self.log)
+        starting = asyncio.ensure_future(asyncio.to_thread(start_proxy, self.config, self._environ, self.log))
+        try:
+            await asyncio.shield(starting)
+        finally:  # also when we are cancelled: a thread goes on, and what it starts must be known to be ended
+            self._proxy = await starting
         return self._proxy.url
 
     async def kill(self) -> None:

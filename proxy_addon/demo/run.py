@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from store.amounts import Token
 OK: Final = 0
 FAILED: Final = 1
 NO_CURL: Final = 127
+TERMINATED: Final = 128 + signal.SIGTERM
 
 TOKEN: Final = Token(PATH_USD, "pathUSD", 6)
 FUNDS: Final = 5_000_000
@@ -68,7 +70,18 @@ Out = Callable[[str], None]
 
 def main() -> int:
     """Runs the demo on standard output; the exit code."""
-    return asyncio.run(run_demo())
+
+    async def until_told() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        # As Ctrl-C does: end what was started, and leave nothing behind.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await run_demo()
+
+    try:
+        return asyncio.run(until_told())
+    except asyncio.CancelledError:
+        return TERMINATED
 
 
 async def run_demo(out: Out = lambda line: print(line, flush=True)) -> int:

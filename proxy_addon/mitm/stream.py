@@ -277,7 +277,7 @@ class PayingStream(HttpStream):
             yield from self.handle_protocol_error(compat.connect_failed(self.stream_id, error))
             return False
         self.context.server = self.flow.server_conn = found
-        uplink.attach(found, reused=found in known)
+        uplink.attach(found, known=found in known)
         return True
 
     def _through(self, generator: CommandGenerator[Any]) -> CommandGenerator[Any]:

@@ -60,7 +60,7 @@ class Uplink:
         self.head: http.Request | None = None  # as the client and the addons made it; nothing of ours in it
         self.outgoing = NOTHING
         self.connection: Connection | None = None
-        self.reused = False  # the connection was there before this attempt
+        self.reused = False  # the connection has carried another request before this attempt
         self.open = False  # this attempt's header has been handed on
         self.ended = False  # and its body's end
         self.held = False  # keep what comes from the client, send none of it now
@@ -79,9 +79,12 @@ class Uplink:
     def known_connections(self) -> set[Connection]:
         return {c for c in self._layer.connections if c.connected}
 
-    def attach(self, connection: Connection, *, reused: bool) -> None:
+    def attach(self, connection: Connection, *, known: bool) -> None:
         self.connection = connection
-        self.reused = reused
+        client = self._client_layer()
+        # An h2 connection may be known only for the server's first settings.
+        unused = isinstance(client, Http2Client) and not client.h2_conn.highest_outbound_stream_id
+        self.reused = known and not unused
         self.open = self.ended = False
 
     def keep_head(self, request: http.Request) -> None:

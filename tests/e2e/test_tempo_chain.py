@@ -2,137 +2,32 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
-import secrets
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
-from eth_account import Account
 
 from proxy_addon.chain import ChainClient, RpcRefused, fee_of
 from proxy_addon.core.errors import ChainUnavailable
-from proxy_addon.core.messages import Challenge, parse_challenges
 from proxy_addon.methods.abi import bytes32_word, selector, to_bytes, to_hex, uint_word
-from proxy_addon.methods.contract import OpenPlan
 from proxy_addon.methods.registry import resolve
 from proxy_addon.methods.tempo_session.calls import descriptor_words
 from proxy_addon.methods.tempo_session.v2 import OPEN_GAS, TempoSessionV2
 from proxy_addon.methods.tempo_tx import decode
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
-from store.records import Channel, PaymentScope, PendingTransaction
+from tests.e2e.tempo import DEPOSIT, as_open, ask, credential, opening, sign, v2_scope
 from tests.peers.devnet import Devnet
-from tests.unit.methods.samples import ZERO
 
 pytestmark = pytest.mark.e2e
 
 METHOD = TempoSessionV2()
-DEPOSIT = 50_000
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Devnet]:
-    with Devnet() as devnet:
-        yield devnet
-
-
-@pytest.fixture
-async def chain(net: Devnet) -> AsyncIterator[ChainClient]:
-    client = ChainClient([f"{net.rpc_url}/proxy"], net.chain_id, timeout_s=10)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-        yield client
-
-
-@pytest.fixture
-def signer(net: Devnet) -> Signer:
-    """A wallet that has never sent anything, with one dollar: the dearest case for gas."""
-    account = Account.create()
-    net.fund(account.address, 1_000_000)
-    return Signer(bytes(account.key))
-
-
-def our_scope(net: Devnet, signer: Signer) -> PaymentScope:
-    return PaymentScope(
-        family="tempo-session",
-        version="v2",
-        chain=f"eip155:{net.chain_id}",
-        escrow=net.escrow,
-        token=net.token,
-        payee=net.payee.address.lower(),
-        payer=signer.address,
-        voucher_signer=signer.voucher_signer,
-        discriminator=ZERO,
-        origin=net.http,
-    )
-
-
-async def opening(
-    chain: ChainClient, signer: Signer, scope: PaymentScope, *, fee_payer: bool = False
-) -> tuple[OpenPlan, Channel]:
-    plan = METHOD.plan_open(
-        scope,
-        deposit=DEPOSIT,
-        salt=secrets.token_bytes(32),
-        head=await chain.head(),
-        fee_payer=fee_payer,
-        signer=signer.opening(scope, deposit=DEPOSIT, sponsored=fee_payer),
-    )
-    pending = PendingTransaction(
-        kind="open",
-        raw=plan.transaction,
-        tx_hash=plan.tx_hash,
-        valid_before=plan.valid_before,
-        deposit=DEPOSIT,
-        fee_sponsored=fee_payer,
-    )
-    record = Channel(
-        channel_id=plan.channel_id,
-        scope=scope,
-        descriptor=plan.descriptor,
-        resource=f"{scope.origin}/req",
-        status=ChannelStatus.SENT,
-        authorised=10_000,
-        pending=pending,
-    )
-    return plan, record
-
-
-def sign(signer: Signer, record: Channel, amount: int) -> bytes:
-    return signer.sign_voucher(METHOD.voucher_digest(record, amount), record, amount)
-
-
-def credential(challenge: Challenge, record: Channel, payload: dict[str, Any]) -> dict[str, str]:
-    content = {
-        "challenge": challenge.echo(),
-        "payload": payload,
-        "source": f"did:pkh:{record.scope.chain}:{record.scope.payer}",
-    }
-    token = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
-    return {"authorization": f"Payment {token}"}
-
-
-async def ask(http: httpx.AsyncClient, url: str) -> Challenge:
-    answer = await http.get(url)
-    assert answer.status_code == 402
-    parsed = parse_challenges(answer.headers.get_list("www-authenticate"))
-    assert not parsed.problems
-    return parsed.challenges[0]
 
 
 async def test_a_channel_that_we_open_ourselves(net: Devnet, chain: ChainClient, signer: Signer) -> None:
-    scope = our_scope(net, signer)
-    plan, record = await opening(chain, signer, scope)
+    scope = v2_scope(net, signer)
+    plan, record = await opening(METHOD, chain, signer, scope)
     assert not (await METHOD.read_channel(chain, record)).exists
     assert await chain.receipt(plan.tx_hash) is None
     before = await chain.balance(net.token, signer.address)
@@ -163,7 +58,7 @@ async def test_a_channel_that_we_open_ourselves(net: Devnet, chain: ChainClient,
 async def test_the_contract_computes_the_same_id_and_digest(
     net: Devnet, chain: ChainClient, signer: Signer
 ) -> None:
-    plan, record = await opening(chain, signer, our_scope(net, signer))
+    plan, record = await opening(METHOD, chain, signer, v2_scope(net, signer))
     types = "address,address,address,address,bytes32,address,bytes32"
     computed = await chain.call(
         net.escrow, selector(f"computeChannelId({types})") + descriptor_words(plan.descriptor)
@@ -186,11 +81,11 @@ async def test_the_server_takes_our_open_voucher_and_close(
     terms = method.terms(challenge)
     assert terms.fee_payer == (route == "/reqfp")
     scope = method.scope(terms, payer=signer.address, voucher_signer=signer.voucher_signer, origin=net.http)
-    assert scope == our_scope(net, signer)
-    plan, record = await opening(chain, signer, scope, fee_payer=terms.fee_payer)
+    assert scope == v2_scope(net, signer)
+    plan, record = await opening(METHOD, chain, signer, scope, fee_payer=terms.fee_payer)
     before = await chain.balance(net.token, signer.address)
 
-    first = method.open_payload(record, terms.price, sign(signer, record, terms.price))
+    first = method.open_payload(record, terms.price, sign(method, signer, record, terms.price))
     answer = await http.get(url, headers=credential(challenge, record, first))
     assert answer.status_code == 200, answer.text
     state = await method.read_channel(chain, record)
@@ -200,19 +95,13 @@ async def test_the_server_takes_our_open_voucher_and_close(
         assert await chain.receipt(plan.tx_hash) is None  # the sponsor's signature makes it another hash
         assert before - await chain.balance(net.token, signer.address) == DEPOSIT
 
-    record = replace(
-        record,
-        status=ChannelStatus.OPEN,
-        pending=None,
-        deposit=state.deposit,
-        authorised=2 * terms.price,
-    )
-    second = method.voucher_payload(record, 2 * terms.price, sign(signer, record, 2 * terms.price))
+    record = as_open(record, authorised=2 * terms.price)
+    second = method.voucher_payload(record, 2 * terms.price, sign(method, signer, record, 2 * terms.price))
     answer = await http.get(url, headers=credential(challenge, record, second))
     assert answer.status_code == 200, answer.text
 
     record = replace(record, status=ChannelStatus.CLOSING, close_amount=2 * terms.price)
-    last = method.close_payload(record, 2 * terms.price, sign(signer, record, 2 * terms.price))
+    last = method.close_payload(record, 2 * terms.price, sign(method, signer, record, 2 * terms.price))
     answer = await http.post(url, headers=credential(challenge, record, last))
     assert answer.status_code == 204, answer.text
     state = await method.read_channel(chain, record)
@@ -228,7 +117,7 @@ async def test_the_server_takes_our_open_voucher_and_close(
 async def test_an_opening_that_is_too_late_never_lands(
     net: Devnet, chain: ChainClient, signer: Signer
 ) -> None:
-    plan, record = await opening(chain, signer, our_scope(net, signer))
+    plan, record = await opening(METHOD, chain, signer, v2_scope(net, signer))
     net.warp(60)
     head = await chain.head()
     assert head.timestamp > plan.valid_before
@@ -239,7 +128,7 @@ async def test_an_opening_that_is_too_late_never_lands(
     assert state.block.timestamp > plan.valid_before
 
     fresh, record = await opening(
-        chain, signer, our_scope(net, signer)
+        METHOD, chain, signer, v2_scope(net, signer)
     )  # follows the chain's clock, not ours
     await chain.send_raw(fresh.transaction)
     net.receipt(fresh.tx_hash)
@@ -249,7 +138,7 @@ async def test_an_opening_that_is_too_late_never_lands(
 async def test_what_a_sponsor_is_handed_names_its_sender(
     net: Devnet, chain: ChainClient, signer: Signer
 ) -> None:
-    plan, _ = await opening(chain, signer, our_scope(net, signer), fee_payer=True)
+    plan, _ = await opening(METHOD, chain, signer, v2_scope(net, signer), fee_payer=True)
     signed = decode(to_bytes(plan.transaction))
     assert signed.transaction.sponsored
     assert "0x" + signed.sender.hex() == signer.address

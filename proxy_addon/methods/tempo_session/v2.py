@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy_addon.core.errors import ChainUnavailable
-from proxy_addon.methods.abi import ZERO_ADDRESS, parse_address, to_bytes, to_hex
+from proxy_addon.methods.abi import parse_address, to_bytes, to_hex
 from proxy_addon.methods.contract import (
     ChainHead,
     ChainReader,
@@ -33,6 +33,7 @@ from proxy_addon.methods.tempo_session.calls import (
     parse_descriptor,
     parse_state,
 )
+from proxy_addon.methods.tempo_session.guards import own_signer
 from proxy_addon.methods.tempo_session.terms import parse_terms
 from proxy_addon.methods.tempo_session.transactions import plan_of, transaction_of, variant_of
 from proxy_addon.methods.tempo_session.voucher import FAMILY, V2
@@ -126,7 +127,7 @@ class TempoSessionV2:
             token=scope.token,
             deposit=deposit,
             salt=to_hex(salt),
-            authorized_signer=_authorized_signer(scope),
+            authorized_signer=own_signer(scope),
         )
         call = Call(to_bytes(scope.escrow), opening.encode())
         transaction = transaction_of(scope, (call,), head=head, gas=OPEN_GAS, fee_payer=fee_payer)
@@ -273,10 +274,6 @@ def _closing(channel: Channel, log: EventLog) -> Closing:
     return Closing(captured=event.captured, refunded=event.refunded, tx_hash=log.tx_hash)
 
 
-def _authorized_signer(scope: PaymentScope) -> str:
-    return ZERO_ADDRESS if scope.voucher_signer == scope.payer else scope.voucher_signer
-
-
 def _descriptor(scope: PaymentScope, *, salt: str, nonce_hash: str) -> dict[str, str]:
     return {
         "payer": scope.payer,
@@ -284,7 +281,7 @@ def _descriptor(scope: PaymentScope, *, salt: str, nonce_hash: str) -> dict[str,
         "operator": scope.discriminator,
         "token": scope.token,
         "salt": salt,
-        "authorizedSigner": _authorized_signer(scope),
+        "authorizedSigner": own_signer(scope),
         "expiringNonceHash": nonce_hash,
     }
 

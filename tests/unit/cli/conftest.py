@@ -76,12 +76,10 @@ def config(home: Path, tmp_path: Path) -> Path:
 def run_bursar() -> Bursar:
     """The real command, as a process."""
 
-    def run(
-        *arguments: str, env: dict[str, str] | None = None, **more: object
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command_line(*arguments),
-            env=clean_environ(PYTHONPATH=str(ROOT), **{KEY_ENV: KEY}, **(env or {})),
+            env=clean_environ(**({"PYTHONPATH": str(ROOT), KEY_ENV: KEY} | (env or {}))),
             capture_output=True,
             text=True,
             timeout=100,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -179,3 +184,19 @@ async def test_the_whole_story() -> None:
     assert lines[-1].startswith("demo ok: 7 requests, 0.07 pathUSD paid")
     assert sum("upstream saw 1 request" in line for line in lines) == 5
     assert any(TOKEN.show(STORY_FUNDS) in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-m", "proxy_addon.demo.run"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        started = next(line for line in process.stdout if "pid " in line)
+        process.send_signal(number)
+        process.stdout.read()
+        assert process.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.rpartition("pid ")[2]), 0)
+    assert list(tmp_path.iterdir()) == []

@@ -274,6 +274,8 @@ class Exchange2:
             await self.peer.flush()
 
     async def end(self, trailers: Headers | None = None) -> None:
+        if self.reset is not None or self.peer.closed:
+            raise Gone
         if trailers:
             self.peer.h2.send_headers(self.request.stream, trailers, end_stream=True)
         else:

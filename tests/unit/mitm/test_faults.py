@@ -182,17 +182,17 @@ async def test_goaway(h2_wiring: Wiring, gate: FakeGate, below: int, again: bool
     async def leaving(x: Exchange | Exchange2) -> None:
         assert isinstance(x, Exchange2)
         await x.body()
-        if x.request.connection == 1:
+        if x.request.connection == 1 and x.request.path == "/":
             await x.goaway(x.request.stream - below)
         else:
             await shop(x)
 
     gate.now = PAY
     async with h2_wiring.line(leaving, gate) as line:
-        got = await line.curl("/", "-d", "x")
+        got = await line.curl("/", "-d", "x", line.upstream.url("/first"))
         assert got.status == (200 if again else 502)
-        assert [r.connection for r in line.upstream.requests] == ([1, 2] if again else [1])
-    assert gate.tickets[0].outcome is (Outcome.COMPLETE if again else Outcome.LOST)
+        assert [r.connection for r in line.upstream.requests] == ([1, 1, 2] if again else [1, 1])
+    assert gate.tickets[1].outcome is (Outcome.COMPLETE if again else Outcome.LOST)
 
 
 # -- answers too long, too slow, malformed -----------------------------------------------------------------

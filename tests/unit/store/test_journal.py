@@ -220,12 +220,12 @@ def _fill_the_disk(directory: Path, *rooms: int) -> tuple[int, list[str], list[o
 
 def test_a_disk_that_fills_up_at_any_byte_of_a_line(tmp_path: Path) -> None:
     """Whoever was told that a line is not there does not find it later: not even if only its newline is missing."""
-    size = len(b"x") and _fill_the_disk(tmp_path / "probe", 0)[0]
+    size = _fill_the_disk(tmp_path / "probe", 0)[0]
     torn_line = size - len("before") + len("torn")
     for room in (0, 1, 2, torn_line // 2, torn_line - 2, torn_line - 1):
         _, outcomes, found = _fill_the_disk(tmp_path / str(room), room)
         assert outcomes != ["written"]
-        assert "free some space" in outcomes[0] or "some space" in outcomes[0]
+        assert "free some space" in outcomes[0]
         assert found == ["before", "ended"], room
     assert _fill_the_disk(tmp_path / "fits", torn_line)[2] == ["before", "torn", "ended"]
 
