@@ -14,7 +14,7 @@ from typing import Final, cast
 
 import lmdb
 
-from store import marker
+from store import marker, owner_locks
 from store.codec import encode_int
 from store.contract import StoreError, StoreUnavailable
 from store.lmdb_pages import Damaged, check_pages
@@ -59,6 +59,7 @@ def open_environment(directory: Path, map_size: int) -> lmdb.Environment:
     """The environment in `directory`, marked as ours. Raises a `StoreError` that says what to do."""
     for name in ("data.mdb", "lock.mdb"):
         check_private_file(directory / name)
+    _refuse_lost(directory)
     _reserve_lock_file(directory)
     try:
         env = lmdb.open(
@@ -130,6 +131,18 @@ def _reserve_lock_file(directory: Path) -> None:
             f"the store in {directory} cannot make its lock file: {error.strerror}; it needs some room in a"
             " directory that this user may write"
         ) from error
+
+
+def _refuse_lost(directory: Path) -> None:
+    """Raise `StoreUnavailable` where LMDB would begin anew in a store that was in use, and forget its deposits."""
+    if not (directory / owner_locks.DIRECTORY).exists():  # made only once a store has been marked, durably
+        return
+    data = directory / "data.mdb"
+    if not data.exists() or not data.stat().st_size:
+        raise StoreUnavailable(
+            f"the store in {directory} was in use, and its {data.name} is missing or empty. Put back a copy of it. To"
+            " begin anew, name another directory: deposits in this store's channels are then found on the chain only"
+        )
 
 
 def _refuse_truncated(env: lmdb.Environment, directory: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 from store.contract import StoreUnavailable
 from store.private_files import private_directory
 
+DIRECTORY: Final = "owners"
 _SUFFIX: Final = ".lock"
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 _ATTEMPTS: Final = 100
@@ -26,7 +27,7 @@ class OwnerLock:
     """The lock of this process (of one open store in it)."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory / "owners"
+        self._directory = directory / DIRECTORY
         private_directory(self._directory)
         self.owner_id, self._fd = self._take()
         self._path = self._path_of(self.owner_id)

@@ -191,14 +191,15 @@ def _write_sums(settings: Settings, sums: Sums) -> None:
         token = token_named(settings, one.token, one.symbol)
         rows.append(
             (
-                token.show(one.paid),
+                token.show(one.paid + one.adjusted),
                 str(one.paid_requests),
                 token.show(one.uncertain),
                 str(one.uncertain_requests),
                 token.show(one.deposited),
+                token.show(one.refunded),
                 token.show(one.fees),
                 printable(one.token),
             )
         )
-    header = ("PAID", "REQUESTS", "UNCERTAIN", "REQUESTS ", "DEPOSITED", "FEES", "TOKEN")
+    header = ("PAID", "REQUESTS", "UNCERTAIN", "REQUESTS ", "DEPOSITED", "REFUNDED", "FEES", "TOKEN")
     click.echo(table(header, rows, right=header[:-1]))

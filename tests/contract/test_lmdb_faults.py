@@ -314,7 +314,30 @@ async def test_rubbish_is_refused(opened: Open, directory: Path) -> None:
     assert data.read_bytes() == b"rubbish!" * 5000
 
 
-@pytest.mark.parametrize("pages", [3, 100, 200])
+@pytest.mark.parametrize("empty", [True, False])
+async def test_a_store_that_was_in_use_never_begins_anew(opened: Open, directory: Path, empty: bool) -> None:
+    await (await opened()).close()
+    data = directory / "data.mdb"
+    data.rename(directory / "kept")
+    if empty:
+        data.touch(mode=0o600)
+    with pytest.raises(StoreUnavailable, match=r"data\.mdb is missing or empty"):
+        await opened()
+    (directory / "kept").rename(data)
+    assert await (await opened()).transact(increment) == 1
+
+
+@pytest.mark.parametrize("content", [b"", bytes(100)])
+async def test_a_store_whose_making_was_cut_short_is_made(
+    opened: Open, directory: Path, content: bytes
+) -> None:
+    """A crash within the very first opening, before anything was on record."""
+    new_file(directory / "lock.mdb", content)
+    (directory / "data.mdb").touch(mode=0o600)
+    assert await (await opened()).transact(increment) == 1
+
+
+@pytest.mark.parametrize("pages", [2, 3, 100, 200])
 async def test_a_file_that_was_cut_short_is_refused(opened: Open, directory: Path, pages: int) -> None:
     backend = await opened()
     await backend.transact(fill(0, 5000, 200))

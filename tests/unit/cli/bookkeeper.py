@@ -14,6 +14,7 @@ from store.amounts import Token
 from store.backends import open_backend
 from store.channels import ChannelStore
 from store.journal import Journal, boot_id
+from store.lifecycle import ChannelStatus
 from store.records import Channel, CounterMove
 from tests.unit.methods import samples
 
@@ -24,9 +25,9 @@ START = 1_800_000_000_000  # 2027-01-15T08:00:00Z
 class Bookkeeper:
     """`async with Bookkeeper(directory) as books:`; each line is a second later than the one before."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, start: int = START) -> None:
         self._directory = directory
-        self._now = START
+        self._now = start
 
     async def __aenter__(self) -> Self:
         backend = await open_backend("lmdb", self._directory)
@@ -115,6 +116,32 @@ class Bookkeeper:
     async def commit(self, channel_id: str) -> None:
         channel = replace(self.channels[channel_id], folded=self.journal.mark)
         await self.store.set(channel)
+        self.channels[channel_id] = channel
+
+    async def close(self, channel_id: str, captured: int) -> None:
+        """As the chain says it: what was captured is what was paid."""
+        before = self.channels[channel_id]
+        refunded = before.deposit - captured
+        channel = replace(
+            before,
+            status=ChannelStatus.CLOSED,
+            paid=captured,
+            uncertain=0,
+            captured=captured,
+            refunded=refunded,
+            folded=self.journal.mark,
+        )
+        await self.store.delete(channel)
+        self.audit.note(
+            "closed",
+            f"closed channel {channel_id}",
+            channel_id=channel_id,
+            host=channel.scope.host,
+            captured=str(captured),
+            refunded=str(refunded),
+            adjustment=str(captured - before.paid),
+            fields=amount_fields(PATH_USD, captured),
+        )
         self.channels[channel_id] = channel
 
     async def release(self, channel_id: str) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from proxy_addon.cli.lines import parse_time
 from proxy_addon.cli.main import bursar
 from store.account import Ending
-from tests.unit.cli.bookkeeper import Bookkeeper
+from tests.unit.cli.bookkeeper import START, Bookkeeper
 
 ONE, TWO = "0x1111" + "00" * 30, "0x2222" + "00" * 30
 
@@ -27,7 +27,7 @@ async def fill(store: Path) -> None:
         books.pay(ONE, "r3", 7_000, Ending.FREE)
         books.refuse("dear.example.com:443", "dear.example.com asks 9.00 pathUSD, over max_price 0.10")
         await books.release(ONE)
-    async with Bookkeeper(store) as books:
+    async with Bookkeeper(store, start=START + 3_600_000) as books:
         await books.open(TWO, host="other.example.com:8443")
         books.pay(TWO, "r4", 20_000, path="/=HYPERLINK")
         books.pay(TWO, "r5", 5_000, Ending.UNKNOWN)
@@ -103,6 +103,26 @@ def test_sums_agree_with_the_store(config: Path, runner: CliRunner) -> None:
     assert value["refused"] == [
         {"message": "dear.example.com asks 9.00 pathUSD, over max_price 0.10", "times": 1}
     ]
+
+
+def test_what_a_close_proved_counts(config: Path, runner: CliRunner) -> None:
+    """5000 were uncertain; the chain says that 2000 of them were charged. Nothing is uncertain any more."""
+
+    async def close() -> None:
+        async with Bookkeeper(config.parent / "store") as books:
+            await books.open(ONE)
+            books.pay(ONE, "r1", 10_000)
+            books.pay(ONE, "r2", 5_000, Ending.UNDELIVERED)
+            await books.close(ONE, 12_000)
+
+    asyncio.run(close())
+    value = json.loads(ledger(runner, config, "--sum", "--json"))
+    (token,) = value["tokens"]
+    assert (token["paid"], token["adjusted"], token["uncertain"]) == ("10000", "2000", "0")
+    assert token["refunded"] == "988000"
+    assert value["differences"] == []
+    assert value["closed"] == [ONE]
+    assert "0.012 pathUSD" in ledger(runner, config, "--sum")
 
 
 def test_a_difference_to_the_store_is_said(config: Path, runner: CliRunner) -> None:
