@@ -52,22 +52,28 @@ class BursarAddon:
     def configure(self, updated: set[str]) -> None:
         if "bursar_config" not in updated:
             return
+        if self._started.is_set():
+            message = "bursar_config is read at the start only: restart the proxy to change it"
+            raise exceptions.OptionsError(message)  # type: ignore[no-untyped-call]
         try:
             self.settings = config.load(Path(ctx.options.bursar_config))
         except config.ConfigError as error:
-            raise exceptions.OptionsError(f"bursar: {error}") from error  # type: ignore[no-untyped-call]
+            # Raised, it would come with a traceback. mitmdump ends at an error that is logged while it starts.
+            self.failure = str(error)
+            log.error("bursar: %s", error)
 
     async def running(self) -> None:
+        if self.settings is None:
+            return  # `configure` has said why
         try:
-            self.failure = compat.why_unsupported(version.VERSION) or await self._start()
+            self.failure = compat.why_unsupported(version.VERSION) or await self._start(self.settings)
         finally:
             self._started.set()
         if self.failure is not None:
-            log.error("bursar: %s. All traffic passes, nothing is paid", self.failure.rstrip("."))
+            # A warning: mitmdump ends at an error that is logged while it starts, and the traffic with it.
+            log.warning("bursar: %s. All traffic passes, nothing is paid", self.failure.rstrip("."))
 
-    async def _start(self) -> str | None:
-        assert self.settings is not None
-        settings = self.settings
+    async def _start(self, settings: config.Settings) -> str | None:
         try:
             self.runtime = await open_runtime(settings, need_signer=settings.mode == "pay")
         except (BursarError, StoreError, config.ConfigError) as error:
@@ -121,6 +127,10 @@ class BursarAddon:
 
     def bursar_tick(self, errand: None) -> None:
         pass
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        if self._gate is not None and flow.response is not None and flow.response.status_code == 402:
+            self._gate.stranger(flow)
 
     def client_disconnected(self, client: Client) -> None:
         if self._replay is not None:

@@ -186,7 +186,7 @@ class ChainClient:
         kind = RpcRefused if refused else ChainUnavailable
         raise kind(
             f"chain {self._chain_id}: no usable answer to {method} ({'; '.join(reasons)});"
-            " check the chain's rpc_urls in the config, or try again later"
+            f' check [chains."eip155:{self._chain_id}"].rpc in the config, or try again later'
         )
 
     async def _within_time(self, asking: Awaitable[T]) -> T:

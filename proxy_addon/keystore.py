@@ -151,6 +151,10 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 def _read_private(path: Path) -> bytes:
     """The file's bytes, after checking the very file that was opened. Raises `KeystoreError`."""
+    if not os.path.lexists(path):
+        raise KeystoreError(
+            f"there is no file {path}: name the right one in the config; bursar init makes one"
+        )
     _check_directory(path.parent)
     try:
         with path.open("rb") as file:

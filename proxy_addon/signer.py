@@ -9,13 +9,15 @@ The key is in one closure. No repr, pickle, copy or traceback shows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from proxy_addon.core.errors import BursarError
 from proxy_addon.methods.abi import keccak256, to_hex
-from proxy_addon.methods.tempo_session.guards import GUARDS, Guard, Guards
-from proxy_addon.methods.tempo_session.voucher import CODECS
+from proxy_addon.methods.tempo_session.guards import Guard, Guards
+from proxy_addon.methods.tempo_session.guards_v1 import V1_GUARDS
+from proxy_addon.methods.tempo_session.guards_v2 import V2_GUARDS
+from proxy_addon.methods.tempo_session.voucher import CODECS, FAMILY
 from proxy_addon.methods.tempo_tx import SECP256K1_ORDER, address_of
 from store.lifecycle import PENDING_OPEN, ChannelStatus
 from store.records import Channel, PaymentScope
@@ -26,6 +28,9 @@ except ImportError as error:  # pragma: no cover - a broken installation
     raise ImportError(
         "coincurve, which signs, cannot be loaded: reinstall it (pip install --force-reinstall coincurve)"
     ) from error
+
+GUARDS: Final[Mapping[tuple[str, str], Guards]] = {(FAMILY, "v1"): V1_GUARDS, (FAMILY, "v2"): V2_GUARDS}
+"""By family and version of a channel's scope: whose transactions can be read back; any other is refused."""
 
 _VOUCHER_STATUS: Final = PENDING_OPEN | {ChannelStatus.OPEN, ChannelStatus.DRAINING, ChannelStatus.CLOSING}
 """Where a voucher may be signed at all: draining still probes with the current voucher."""

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import orjson
 
@@ -200,6 +200,8 @@ def _move_to_json(move: Move) -> dict[str, Any]:
                 "spent": str(move.spent),
                 "voucher": str(move.voucher),
             }
+        case _:
+            assert_never(move)
 
 
 def _move_from_json(data: Mapping[str, Any]) -> Move:

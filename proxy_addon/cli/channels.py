@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ import click
 from proxy_addon.cli.failure import Failure, failure_of
 from proxy_addon.cli.home import config_option, json_option, load_settings
 from proxy_addon.cli.output import echo_json, printable, short_id, table, utc
+from proxy_addon.cli.wallet import missing_password
 from store.amounts import Token
 from store.lifecycle import FINAL, ChannelStatus
 from store.records import Channel
@@ -124,6 +126,7 @@ def close(config: Path, everything: bool, wait: float, as_json: bool, channel_id
     if everything == (channel_id is not None):
         raise click.UsageError("name one channel, or --all")
     settings = load_settings(config)
+    os.environ.update(missing_password(settings))
     code = asyncio.run(_close(settings, channel_id, wait, as_json=as_json))
     if code:
         raise SystemExit(code)

@@ -47,7 +47,7 @@ def command(
     settings = load_settings(config)
     config = config.expanduser().absolute()
     home = home_of(config)
-    password = missing_password(settings.wallet)
+    password = missing_password(settings)
     ensure_ca(home.ca)
     with tempfile.TemporaryDirectory(prefix="bursar-") as scratch:
         log = proxy_log or Path(scratch) / "proxy.log"

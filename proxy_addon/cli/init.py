@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -158,7 +159,7 @@ def _told(
         else:
             lines += [f"password     yours: in {wallet.password_env} when the proxy runs, or asked for"]
     symbols = " or ".join(symbol for _, symbol, _ in network.tokens)
-    options = "" if home == Home(default_home().absolute()) else f" --config {home.config}"
+    options = "" if home == Home(default_home().absolute()) else f" --config {shlex.quote(str(home.config))}"
     lines += [
         f"certificate  {certificate}",
         f"network      {network.title}, {network.chain}",

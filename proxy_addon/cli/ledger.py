@@ -30,7 +30,7 @@ COLUMNS: Final = (
 )
 """Of --csv. JSON has every field."""
 
-_QUIET_KINDS: Final = frozenset({"start", "sent", "probe", "note"})
+_QUIET_KINDS: Final = frozenset({"start", "sent", "probe", "note", "close-sent", "top-up-sent"})
 
 
 def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:

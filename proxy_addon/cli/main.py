@@ -61,8 +61,23 @@ class Commands(click.Group):
             raise failure_of(error) from error
 
 
+def _tell_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("bursar")
+    except PackageNotFoundError:
+        found = "(a checkout that is not installed)"
+    click.echo(f"bursar {found}")
+    ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="bursar", prog_name="bursar")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_tell_version, help="Show it."
+)
 def bursar() -> None:
     """Pay HTTP 402 for programs that know nothing of payment.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxy_addon.cli.failure import ExitCode, Failure
 from store import account
-from store.account import IllegalMove
+from store.account import IllegalMove, Move
 from store.journal import boot_id, moves_after
 from store.lifecycle import FINAL
 from store.records import Channel
@@ -77,18 +77,34 @@ def _view(settings: Settings, store: ChannelStore, channel: Channel) -> View:
         return View(channel, Ownership.GONE)
     if channel.owner is None:
         return View(channel, Ownership.IDLE)
-    alive = store.is_busy(channel)
-    return View(_folded(settings, channel), Ownership.IN_USE if alive else Ownership.LEFT)
+    if store.is_busy(channel):
+        return View(_caught_up(settings, channel), Ownership.IN_USE)
+    return View(_recovered(settings, channel), Ownership.LEFT)
 
 
-def _folded(settings: Settings, channel: Channel) -> Channel:
-    mark = channel.folded
-    if mark is None or mark.boot_id != boot_id():
-        return channel
-    folded = channel
+def _caught_up(settings: Settings, channel: Channel) -> Channel:
+    """As its living owner has it in memory."""
+    caught_up = channel
     try:
-        for move in moves_after(settings.store.ledger, mark, channel.channel_id):
-            folded = account.apply(folded, move)
+        for move in _moves(settings, channel):
+            caught_up = account.apply(caught_up, move)
     except IllegalMove:
-        return channel  # as recovery will do: lines that contradict the record say nothing
-    return folded
+        return channel
+    return caught_up
+
+
+def _recovered(settings: Settings, channel: Channel) -> Channel:
+    """As the next owner will recover it from a dead one."""
+    mark = channel.folded
+    try:
+        if mark is not None and mark.boot_id == boot_id():
+            return account.fold(channel, _moves(settings, channel))
+    except IllegalMove:
+        pass
+    return account.doubt_everything(channel, channel.eligible_at)
+
+
+def _moves(settings: Settings, channel: Channel) -> list[Move]:
+    if channel.folded is None:
+        return []
+    return moves_after(settings.store.ledger, channel.folded, channel.channel_id)

@@ -51,7 +51,7 @@ def command(
     if listen is not None:
         host, port = parse_address(listen)
     _check_free(host, port)
-    os.environ.update(missing_password(settings.wallet))
+    os.environ.update(missing_password(settings))
 
     from proxy_addon.cli.serve import announce, serve  # mitmproxy is slow to import
 

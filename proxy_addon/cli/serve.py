@@ -49,7 +49,7 @@ class Ready:
 
     def running(self) -> None:
         if self._payer.failure is not None:
-            return  # logged as an error, at which mitmdump ends
+            raise SystemExit(1)  # who asked for a proxy that pays gets none that does not; see `serve`
         master: Any = ctx.master
         addresses = master.addons.get("proxyserver").listen_addrs()
         if not addresses:

@@ -66,9 +66,9 @@ def _token_lines(settings: Settings, one: TokenSum, sums: Sums) -> list[str]:
         )
     if one.deposited:
         fees = f", network fees {token.show(one.fees)}" if one.fees else ""
-        opened = _counted(len(sums.opened), "channel")
+        opened = f"opened {_counted(len(sums.opened), 'channel')}, " if sums.opened else ""
         lines.append(
-            f"opened {opened} with a deposit of {token.show(one.deposited)}{fees};"
+            f"{opened}deposited {token.show(one.deposited)}{fees};"
             " what is left comes back with bursar channels close"
         )
     return lines

@@ -16,7 +16,7 @@ from proxy_addon.cli.home import Home
 from proxy_addon.cli.template import WalletChoice
 
 if TYPE_CHECKING:
-    from proxy_addon.config import Wallet
+    from proxy_addon.config import Settings, Wallet
 
 PASSWORD_ENV: Final = "BURSAR_PASSWORD"  # noqa: S105 (a variable's name)
 
@@ -91,9 +91,15 @@ def adopt_key(home: Home, *, ask: bool) -> tuple[str, WalletChoice]:
     return keystore.signer_from_keystore(home.keystore, source).address, choice
 
 
-def missing_password(wallet: Wallet, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the proxy's environment needs to open the wallet, asked for on a terminal; {} if nothing."""
+def missing_password(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the proxy's environment needs to open the wallet, asked for on a terminal; {} if nothing.
+
+    Raises `Failure` where nobody can be asked.
+    """
+    wallet = settings.wallet
     name = wallet.password_env
+    if settings.mode == "shadow":  # no key is opened
+        return {}
     if wallet.keystore is None or name is None or environ.get(name):
         return {}
     if wallet.password_file is not None and wallet.password_file.exists():

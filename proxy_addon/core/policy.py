@@ -193,9 +193,7 @@ class SpendPolicy:
         """Caps for paying `terms` to `origin`, or the reason against it. `escrows` are the canonical ones."""
         rule = self.rule_for(origin)
         if rule is None:
-            return Refusal(
-                "host-not-allowed", f"{origin.shown} is in no [[policy.hosts]] table; add one to pay it"
-            )
+            return self.unknown(origin)
         if origin.scheme != "https" and not (origin.loopback or rule.allow_http):
             return Refusal(
                 "insecure",
@@ -244,6 +242,13 @@ class SpendPolicy:
                 f" {token.show(caps.max_deposit)} ({rule.name})",
             )
         return caps
+
+    @staticmethod
+    def unknown(origin: Origin) -> Refusal:
+        """Why an origin is not paid that no rule is about."""
+        return Refusal(
+            "host-not-allowed", f"{origin.shown} is in no [[policy.hosts]] table; add one to pay it"
+        )
 
     def _caps(self, rule: HostRule, token: Token, origin: Origin) -> Caps:
         def units(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 
 from store.records import Channel
 
@@ -26,7 +26,7 @@ class Way(StrEnum):
     BUMP = "c"  # the server wants a higher voucher: raise by its smallest step
     WRITE_OFF = "d"  # it says that nothing is left: believe it once, and pay this request anew
     DEPOSIT = "e"  # over the deposit: the chain knows; this channel cannot pay
-    DISTRUST = "f"  # it does not take our signature: set the channel aside, loudly
+    DISTRUST = "f"  # it does not take our signature, or refused the second channel too: set aside, loudly
     GONE = "g"  # the channel is closed or unknown to it: set aside, once more on another
     GIVE_UP = "x"  # the refusal goes to the client
 
@@ -56,17 +56,35 @@ class Tries:
         """Did it come to a repair that believes the server (c or d)?"""
         return bool(self.bumps or self.write_offs)
 
+    def count(self, way: Way) -> None:
+        """Note that `way` is taken; each may be taken so often only."""
+        match way:
+            case Way.RESEND:
+                self.resends += 1
+            case Way.ANEW:
+                self.anew += 1
+            case Way.BUMP:
+                self.bumps += 1
+            case Way.WRITE_OFF:
+                self.write_offs += 1
+            case Way.DEPOSIT | Way.GONE:
+                self.moves += 1
+            case Way.DISTRUST | Way.GIVE_UP:
+                pass  # they end it
+            case _:
+                assert_never(way)
+
 
 def way_out(status: int, kind: str | None, voucher: int, channel: Channel, tries: Tries) -> Way:
     """What the refusal `kind` of a request that carried `voucher` (cumulative) calls for."""
     if status == 410 or kind in _GONE:
-        return Way.GONE if tries.moves == 0 else Way.GIVE_UP
+        return Way.GONE if tries.moves == 0 else Way.DISTRUST
     if kind in _DISTRUST:
         return Way.DISTRUST
     if voucher < channel.authorised and kind in _HIGHER | _EMPTY:
         return Way.RESEND if tries.resends < MAX_RESENDS else Way.GIVE_UP
     if kind == "session/amount-exceeds-deposit":
-        return Way.DEPOSIT if tries.moves == 0 else Way.GIVE_UP
+        return Way.DEPOSIT if tries.moves == 0 else Way.DISTRUST
     if kind in _HIGHER:
         return Way.BUMP if tries.bumps < MAX_BUMPS else Way.GIVE_UP
     if kind in _EMPTY:

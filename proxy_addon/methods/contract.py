@@ -109,6 +109,10 @@ class Method(Protocol):
     family: str
     version: str
     escrows: Mapping[str, str]  # CAIP-2 chain -> the canonical escrow there ("*" for any chain)
+    close_takes_voucher: bool
+    """The escrow pays the payee the close voucher's whole amount, whatever was spent: sign no more than was provably
+    spent, and always more than was settled; where that cannot be known, close by force. False: the server captures
+    what was spent (or settled, if that is more), and any voucher from there up to the highest accepted one will do."""
 
     def terms(self, challenge: Challenge) -> Terms:
         """Read a challenge. Raises `RemoteProtocolError` naming the field, `UnsupportedChallenge` if not ours."""

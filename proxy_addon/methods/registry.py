@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from proxy_addon.core.errors import UnsupportedChallenge
 from proxy_addon.methods.contract import Method
 from proxy_addon.methods.tempo_session.terms import session_protocol
+from proxy_addon.methods.tempo_session.v1 import TempoSessionV1
 from proxy_addon.methods.tempo_session.v2 import TempoSessionV2
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 METHODS: Final[Mapping[tuple[str, str, str], Method]] = {
     ("tempo", "session", "v2"): TempoSessionV2(),
+    ("tempo", "session", "v1"): TempoSessionV1(),
 }
 
 _VERSION_OF: Final = {("tempo", "session"): session_protocol}

@@ -85,6 +85,7 @@ class PayingStream(HttpStream):
         self._retried = False
         self._gate_failed = False
         self._gone = False
+        self._ending = False  # all is done but for the rest of an upload, which waits to be sent
         self._finished = False
         self._certain: Outcome | None = None
 
@@ -127,8 +128,11 @@ class PayingStream(HttpStream):
             yield from self._woken(uplink, event.command)
         else:
             yield from self._through(super()._handle_event(event))
-        if uplink.upload.pending:
+        if uplink.busy:
             yield from uplink.pump()
+        if self._ending and not uplink.busy:
+            self._ending = False
+            yield from super().flow_done()
 
     def _guarded(self, generator: CommandGenerator[None]) -> CommandGenerator[None]:
         """An exception in a layer would leave the client hanging for ever: end the stream instead."""
@@ -388,6 +392,10 @@ class PayingStream(HttpStream):
     def _passing(self, event: HttpEvent) -> CommandGenerator[None]:
         if isinstance(event, ResponseEndOfMessage):
             self.finish(Outcome.COMPLETE)
+        if self._ending and isinstance(event, ResponseProtocolError):
+            assert self._uplink is not None
+            self._uplink.open = False  # the answer is complete; nobody wants the rest of the upload
+            return
         yield from self._through(super()._handle_event(event))
 
     def _decide(self, uplink: Uplink, answer: Answer) -> CommandGenerator[None]:
@@ -411,6 +419,7 @@ class PayingStream(HttpStream):
         """Send the request once more. What the former attempt still gets from its server is dropped."""
         drained = self._answer is not None and self._answer.ended
         yield from uplink.abandon(drained=drained, close=fresh)
+        uplink.left = False  # the next attempt's has not
         self._answer = None
         self._phase = Phase.AWAITING
         self._attempts += 1
@@ -457,6 +466,13 @@ class PayingStream(HttpStream):
         yield from self._through(super()._handle_event(error))
 
     # -- the end -------------------------------------------------------------------------------------------
+
+    def flow_done(self) -> CommandGenerator[None]:
+        # The connection is free for another request only when this one has left.
+        if self._uplink is not None and self._uplink.busy:
+            self._ending = True
+            return
+        yield from super().flow_done()
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
         if self._gone and not self.flow.error:

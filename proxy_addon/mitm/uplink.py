@@ -61,8 +61,9 @@ class Uplink:
         self.outgoing = NOTHING
         self.connection: Connection | None = None
         self.reused = False  # the connection has carried another request before this attempt
-        self.open = False  # this attempt's header has been handed on
-        self.ended = False  # and its body's end
+        self.left = False  # this attempt's header has been handed on: from here on, what it did is not known
+        self.open = False  # and more may follow it
+        self.ended = False  # its body's end too has been handed on
         self.held = False  # keep what comes from the client, send none of it now
 
     def command(self, request: http.Request, via: Server, *, fresh: bool) -> GetHttpConnection:
@@ -85,7 +86,7 @@ class Uplink:
         # An h2 connection may be known only for the server's first settings.
         unused = isinstance(client, Http2Client) and not client.h2_conn.highest_outbound_stream_id
         self.reused = known and not unused
-        self.open = self.ended = False
+        self.left = self.open = self.ended = False
 
     def keep_head(self, request: http.Request) -> None:
         self.head = with_fields(request, NOTHING)
@@ -95,7 +96,7 @@ class Uplink:
         assert self.head is not None
         assert self.connection is not None
         self.outgoing = outgoing
-        self.open = True
+        self.left = self.open = True
         self.held = False
         yield Sent(
             RequestHeaders(self._stream_id, with_fields(self.head, outgoing), end_stream), self.connection
@@ -107,6 +108,11 @@ class Uplink:
         yield from self.start(outgoing, end_stream=empty)
         yield from self.pump()
 
+    @property
+    def busy(self) -> bool:
+        """An attempt is open, and its request has not left to its end."""
+        return self.open and not self.ended
+
     def pump(self) -> CommandGenerator[None]:
         """Send what has been kept and not sent, as far as the connection takes it.
 
@@ -114,6 +120,9 @@ class Uplink:
         """
         connection = self.connection
         if connection is None or not self.open or self.held or self.ended or self._timer:
+            return
+        if not connection.connected:
+            self.open = False  # the stream will be told
             return
         upload = self.upload
         while upload.pending:
@@ -171,7 +180,7 @@ class Uplink:
 
     def unsent(self, error: ResponseProtocolError | None) -> bool:
         """Is it certain that the server has not acted on this attempt?"""
-        if not self.open:
+        if not self.left:
             return True
         client = self._client_layer()
         if not isinstance(client, Http2Client):

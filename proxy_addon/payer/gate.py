@@ -7,7 +7,6 @@ answer reaches the client.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
 from typing import Final
 
@@ -16,23 +15,21 @@ from mitmproxy import http
 from proxy_addon.audit import RequestFacts, amount_fields
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError
 from proxy_addon.core.messages import (
-    PAYMENT_REQUEST_FIELDS,
     PAYMENT_RESPONSE_FIELDS,
     Challenge,
     Problem,
     build_credential,
-    is_payment_credential,
     parse_challenges,
     parse_problem,
 )
-from proxy_addon.core.policy import Origin, SpendPolicy
+from proxy_addon.core.policy import SpendPolicy
 from proxy_addon.core.repair import HOLD_BACK_AFTER, Way, way_out
 from proxy_addon.methods import registry
 from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Fields, Outcome, Outgoing, Ticket
 from proxy_addon.payer import booking
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
-from proxy_addon.payer.ticket import Attempt, Offer, PayTicket
+from proxy_addon.payer.ticket import Attempt, Offer, PayTicket, facts_of, origin_of, pays_itself
 from proxy_addon.payer.till import Grant, Want
 from store import account
 from store.account import Ending
@@ -74,28 +71,16 @@ class PaymentGate:
         request = flow.request
         if request.scheme not in ("http", "https"):
             return None
-        origin = Origin(request.scheme, request.host.lower().rstrip("."), request.port)
-        if self._policy.rule_for(origin) is None:
+        origin = origin_of(request)
+        if self._policy.rule_for(origin) is None or pays_itself(request):
             return None
-        headers = request.headers
-        authorization = headers.get("authorization")
-        pays_itself = any(name in headers for name in PAYMENT_REQUEST_FIELDS if name != "Accept-Payment")
-        if pays_itself or (authorization is not None and is_payment_credential(authorization)):
-            return None
-        peer = flow.client_conn.peername
         ticket = PayTicket(
-            facts=RequestFacts(
-                request_id=uuid.uuid4().hex,
-                client=f"{peer[0]}:{peer[1]}" if peer else "unknown",
-                host=origin.shown,
-                method=request.method,
-                path=request.path.partition("?")[0],
-            ),
+            facts=facts_of(flow, origin),
             origin=origin,
             url=f"{origin}{request.path}",
             repeatable_method=request.method in SAFE_METHODS,
-            own_authorization=authorization is not None,
-            own_idempotency_key="idempotency-key" in headers,
+            own_authorization="authorization" in request.headers,
+            own_idempotency_key="idempotency-key" in request.headers,
             refused=self._why_not(flow),
         )
         if ticket.refused is None and not self._policy.shadow:
@@ -107,6 +92,23 @@ class PaymentGate:
         if response.status_code == 402:
             return True
         return response.status_code == 410 and ticket.attempt is not None and not ticket.attempt.ended
+
+    def stranger(self, flow: http.HTTPFlow) -> None:
+        """The header of a 402 that nothing but the config's silence on its host has kept from us: say so.
+
+        Not part of `Gate`: a request that no rule is about has no ticket, and costs nothing until it gets a 402.
+        """
+        request, response = flow.request, flow.response
+        if response is None or request.scheme not in ("http", "https") or pays_itself(request):
+            return
+        origin = origin_of(request)
+        parsed = parse_challenges(response.headers.get_all("www-authenticate"))
+        if self._policy.rule_for(origin) is not None or not (parsed.challenges or parsed.problems):
+            return
+        refusal = self._policy.unknown(origin)
+        facts = facts_of(flow, origin)
+        for name, value in self._refuse(facts, response.status_code, refusal.reason, refusal.message).adds:
+            response.headers.add(name, value)
 
     # -- 2: the request leaves next
 
@@ -172,9 +174,9 @@ class PaymentGate:
         try:
             outgoing = await self._answered(ticket, response, body)
         except LocalRefusal as error:
-            return self._refuse(ticket, error.reason, str(error))
+            return self._refuse(ticket.facts, ticket.status, error.reason, str(error))
         except BursarError as error:
-            return self._refuse(ticket, "protocol", str(error))
+            return self._refuse(ticket.facts, ticket.status, "protocol", str(error))
         return outgoing if isinstance(outgoing, Deliver) else Again(outgoing)
 
     async def _answered(
@@ -217,8 +219,10 @@ class PaymentGate:
         )
         return Deliver()
 
-    def _refuse(self, ticket: PayTicket, reason: str, message: str) -> Deliver:
-        fields = {**ticket.facts.fields(), "outcome": "refused", "reason": reason, "status": ticket.status}
+    def _refuse(self, facts: RequestFacts, status: int | None, reason: str, message: str) -> Deliver:
+        if facts.host not in message:
+            message = f"{facts.host}: {message}"
+        fields = {**facts.fields(), "outcome": "refused", "reason": reason, "status": status}
         self._parts.audit.note("decision", f"not paid: {message}", level=logging.WARNING, fields=fields)
         return Deliver((("Bursar-Reason", reason),) if self._reason_header else ())
 

@@ -59,7 +59,7 @@ async def propose(
         raise LocalRefusal(
             "unfunded",
             f"the wallet {scope.payer} has {caps.token.show(balance)} on {scope.chain}, an opening for"
-            f" {want.facts.host} needs {caps.token.show(needed)}; fund it, or lower {caps.rule}.deposit",
+            f" {want.facts.host} needs {caps.token.show(needed)}; fund it, or lower {caps.rule}.max_deposit",
         )
     counters = caps.open_moves(deposit, first, utc_date(parts.now()))
     channel = Channel(

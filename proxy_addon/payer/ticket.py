@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from dataclasses import dataclass, field
 
+from mitmproxy import http
+
 from proxy_addon.audit import RequestFacts
-from proxy_addon.core.messages import Challenge, Receipt
+from proxy_addon.core.messages import PAYMENT_REQUEST_FIELDS, Challenge, Receipt, is_payment_credential
 from proxy_addon.core.policy import Caps, Origin
 from proxy_addon.core.repair import Tries
 from proxy_addon.core.terms import Terms
@@ -77,3 +80,27 @@ class PayTicket:
         """Method, URL and body: what makes a client's own retry the same request. Hashed: URLs hold secrets."""
         text = f"{self.facts.method}\n{self.url}\n{self.body_sha256 or ''}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def origin_of(request: http.Request) -> Origin:
+    return Origin(request.scheme, request.host.lower().rstrip("."), request.port)
+
+
+def facts_of(flow: http.HTTPFlow, origin: Origin) -> RequestFacts:
+    peer = flow.client_conn.peername
+    return RequestFacts(
+        request_id=uuid.uuid4().hex,
+        client=f"{peer[0]}:{peer[1]}" if peer else "unknown",
+        host=origin.shown,
+        method=flow.request.method,
+        path=flow.request.path.partition("?")[0],
+    )
+
+
+def pays_itself(request: http.Request) -> bool:
+    """Does the client speak the Payment scheme (or x402)? Then its payments are its own."""
+    headers = request.headers
+    authorization = headers.get("authorization")
+    return any(name in headers for name in PAYMENT_REQUEST_FIELDS if name != "Accept-Payment") or (
+        authorization is not None and is_payment_credential(authorization)
+    )

@@ -54,7 +54,9 @@ async def answer(backend: Backend, command: str, arguments: list[Any]) -> object
 
 
 def start_child() -> int:
-    return subprocess.Popen(["sleep", "30"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).pid
+    """One that inherits whatever may be inherited."""
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(["sleep", "30"], stdin=quiet, stdout=quiet, stderr=quiet, close_fds=False).pid
 
 
 async def increment(backend: Backend, count: int, workers: int) -> list[int]:

@@ -344,8 +344,8 @@ class BackendContract:
         tasks = [asyncio.ensure_future(backend.transact(increment)) for _ in range(20)]
         await asyncio.sleep(0)
         await backend.close()
+        assert await other.view(get(b"n")) == b"20", "close returned before it had finished"
         assert sorted(await asyncio.gather(*tasks)) == list(range(1, 21))
-        assert await other.view(get(b"n")) == b"20"
 
     async def test_close_is_idempotent_and_final(self, opened: Open) -> None:
         backend, other = await opened(), await opened()

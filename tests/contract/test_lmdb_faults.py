@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -562,16 +563,25 @@ async def test_many_openings_at_once(opened: Open) -> None:
     assert await (await opened()).transact(increment) == 9
 
 
-async def test_a_cancelled_opening_lets_go(opened: Open, directory: Path) -> None:
+async def test_a_cancelled_opening_lets_go(
+    opened: Open, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = await opened()
+    made: list[LmdbBackend] = []
+    real = LmdbBackend._open
+
+    def record(*arguments: Any) -> LmdbBackend:
+        made.append(real(*arguments))
+        return made[0]
+
+    monkeypatch.setattr(LmdbBackend, "_open", record)
     task = asyncio.ensure_future(LmdbBackend.open(directory))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    backend = await opened()
-    owners = directory / "owners"
-    await until(lambda: len(os.listdir(owners)) == 1)  # the abandoned one has let go of its lock
-    assert [path.stem for path in owners.iterdir()] == [backend.owner_id]
+    await until(lambda: bool(made) and not probe.alive(made[0].owner_id))
+    assert await probe.transact(increment) == 1
 
 
 def test_works_from_one_event_loop_after_another(directory: Path) -> None:
@@ -694,15 +704,24 @@ asyncio.run(main())
     assert (done.returncode, done.stdout) == (0, "b'1'\n"), done.stderr
 
 
-async def test_readers_that_died_do_not_keep_the_map_from_being_used(opened: Open, directory: Path) -> None:
-    """Their slots are cleared at the start and whenever the map is full."""
-    backend = await opened(map_size=SMALL)
+async def test_readers_that_died_are_forgotten(opened: Open, directory: Path) -> None:
+    """At each opening, and whenever the map is full: the pages that they read cannot be used again."""
     async with peers_on("lmdb", directory, map_size=SMALL) as start:
-        peers = [await start() for _ in range(3)]
-        for peer in peers:
-            await peer.call("get", "a")
-            await peer.kill()
-    assert len(backend._engine._env.readers().splitlines()) > 2
-    await backend.close()
-    again = await opened(map_size=SMALL)
-    assert len(again._engine._env.readers().splitlines()) <= 2
+
+        async def dead_readers() -> int:
+            peers = [await start() for _ in range(2)]
+            for peer in peers:
+                await peer.call("get", "a")
+                await peer.kill()
+            return sum(str(peer.process.pid) in watcher._engine._env.readers() for peer in peers)
+
+        keeper = await start()  # while it lives, opening anew does not clear the table
+        await keeper.call("get", "a")
+        watcher = await opened(map_size=SMALL)
+        assert await dead_readers() == 2
+        await watcher.transact(fill(0, 100, 3000))
+        assert len(watcher._engine._env.readers().splitlines()) == 3  # the heading, the keeper, this process
+        assert await dead_readers() == 2
+        await watcher.close()
+        again = await opened(map_size=SMALL)
+        assert len(again._engine._env.readers().splitlines()) == 3

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy_addon.cli.records import open_store, read_channels
-from store.lifecycle import ChannelStatus
+from store.lifecycle import PENDING_OPEN, ChannelStatus
 from store.records import Channel
-from tests.e2e.proxies import Home
+from tests.e2e.proxies import Home, until
 from tests.peers.devnet import Devnet, Seller
 
 
@@ -47,6 +47,14 @@ class Books:
         """The store's records, each completed by its owner's journal."""
         return [view.channel for view in asyncio.run(read_channels(self.home.settings))]
 
+    def decided(self) -> list[Channel]:
+        """The same, once the chain has decided on every opening: a client has its answer a little earlier."""
+        until(
+            lambda: not any(one.status in PENDING_OPEN for one in self.channels()),
+            "the chain has decided on all openings",
+        )
+        return self.channels()
+
     def channel(self) -> Channel:
         """The only one."""
         (channel,) = self.channels()
@@ -80,7 +88,7 @@ class Books:
 
         `charged` is what the client's requests cost by the price list: the one figure that is nobody's word.
         """
-        channels = self.channels()
+        channels = self.decided()
         for channel in channels:
             if channel.status is ChannelStatus.FAILED:
                 continue

@@ -8,7 +8,10 @@ from eth_account import Account
 
 from proxy_addon.chain import ChainClient
 from proxy_addon.signer import Signer
+from tests.e2e.world import ca, devnet, make_home, make_proxy
 from tests.peers.devnet import Devnet
+
+__all__ = ["ca", "devnet", "make_home", "make_proxy"]
 
 
 @pytest.fixture(scope="module")

@@ -195,9 +195,8 @@ class Proxy:
         """Start it; see `ready`."""
         number = len(list(self.home.directory.glob("proxy-*.log")))
         self._log = self.home.directory / f"proxy-{number}.log"
-        environment = quiet_environment(
-            **{KEY_VARIABLE: self.home.account.private_key, "PYTHONUNBUFFERED": "1"}, **self.environment
-        )
+        usual = {KEY_VARIABLE: self.home.account.private_key, "PYTHONUNBUFFERED": "1"}
+        environment = quiet_environment(**(usual | self.environment))
         if "proxy_addon.cli.main" in self.command:
             environment["PYTHONPATH"] = str(ROOT)
         with self._log.open("wb") as log:

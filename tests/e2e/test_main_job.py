@@ -9,8 +9,8 @@ import pytest
 
 from tests.e2e.accounting import Books, stats
 from tests.e2e.clients import KINDS, Got, finish, start
-from tests.e2e.conftest import MakeHome, MakeProxy
 from tests.e2e.proxies import KEY_VARIABLE, ROOT, Home, Proxy, bursar, quiet_environment
+from tests.e2e.world import MakeHome, MakeProxy
 from tests.peers.devnet import Devnet
 
 pytestmark = pytest.mark.e2e

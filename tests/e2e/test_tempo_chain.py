@@ -13,7 +13,7 @@ from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import bytes32_word, selector, to_bytes, to_hex, uint_word
 from proxy_addon.methods.registry import resolve
 from proxy_addon.methods.tempo_session.calls import descriptor_words
-from proxy_addon.methods.tempo_session.v2 import OPEN_GAS, TempoSessionV2
+from proxy_addon.methods.tempo_session.v2 import TempoSessionV2
 from proxy_addon.methods.tempo_tx import decode
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
@@ -40,7 +40,7 @@ async def test_a_channel_that_we_open_ourselves(net: Devnet, chain: ChainClient,
     receipt = await chain.receipt(plan.tx_hash)
     assert receipt is not None
     assert receipt.succeeded
-    assert receipt.gas_used < OPEN_GAS * 3 // 4
+    assert receipt.gas_used < METHOD.gas.open * 3 // 4
     assert receipt.fee_payer == signer.address
     after = await chain.balance(net.token, signer.address)
     assert before - after == DEPOSIT + fee_of(receipt)

@@ -10,12 +10,7 @@ import pytest
 from proxy_addon.chain import ChainClient, fee_of
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.registry import resolve
-from proxy_addon.methods.tempo_session.v2 import (
-    REQUEST_CLOSE_GAS,
-    TOP_UP_GAS,
-    WITHDRAW_GAS,
-    TempoSessionV2,
-)
+from proxy_addon.methods.tempo_session.v2 import TempoSessionV2
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
 from tests.e2e.tempo import DEPOSIT, as_open, ask, credential, opened, opening, sign, v2_scope
@@ -62,7 +57,7 @@ async def test_the_server_takes_our_top_up(
     if not terms.fee_payer:
         receipt = await chain.receipt(plan.tx_hash)
         assert receipt is not None
-        assert receipt.gas_used < TOP_UP_GAS * 3 // 4
+        assert receipt.gas_used < METHOD.gas.top_up * 3 // 4
         fee = fee_of(receipt)
     assert fee <= plan.max_fee
     assert before - await chain.balance(net.token, signer.address) == 30_000 + fee
@@ -103,7 +98,7 @@ async def test_a_forced_close_brings_the_deposit_back_to_the_unit(
     plan = METHOD.plan_request_close(record, await chain.head(), signer.requesting_close(record))
     await chain.send_raw(plan.transaction)
     requested = net.receipt(plan.tx_hash)
-    assert int(requested["gasUsed"], 16) < REQUEST_CLOSE_GAS * 3 // 4
+    assert int(requested["gasUsed"], 16) < METHOD.gas.request_close * 3 // 4
     receipt = await chain.receipt(plan.tx_hash)
     assert receipt is not None
     assert 0 < fee_of(receipt) <= plan.max_fee
@@ -132,7 +127,7 @@ async def test_a_forced_close_brings_the_deposit_back_to_the_unit(
     assert net.receipt(plan.tx_hash)["status"] == "0x1"
     receipt = await chain.receipt(plan.tx_hash)
     assert receipt is not None
-    assert receipt.gas_used < WITHDRAW_GAS * 3 // 4
+    assert receipt.gas_used < METHOD.gas.withdraw * 3 // 4
     fees += fee_of(receipt)
 
     state = await METHOD.read_channel(chain, record)

@@ -27,7 +27,9 @@ from tests.properties.bank import (
     LIFE_MS,
     LONGEST_MS,
     TOKEN,
+    Flight,
     Probe,
+    Process,
     date_of,
     run,
     scope_of,
@@ -37,6 +39,7 @@ from tests.properties.world import World
 DRAINING, CLOSING, CLOSED = ChannelStatus.DRAINING, ChannelStatus.CLOSING, ChannelStatus.CLOSED
 OPEN, ASIDE, FAILED = ChannelStatus.OPEN, ChannelStatus.ASIDE, ChannelStatus.FAILED
 SCOPES = (scope_of(), scope_of(payer="c"))
+
 prices = st.integers(1, 40)
 lies = st.one_of(
     st.tuples(st.just(200), st.none(), st.one_of(st.none(), st.integers(0, 400), st.just(2**128 - 1))),
@@ -47,41 +50,31 @@ lies = st.one_of(
     ),
     st.just((500, None, None)),
 )
+deposits = st.sampled_from([40, 120, 300])
+Opening = tuple[PaymentScope, bool, int, int]
 
 
 class AccountMachine(World):
-    """Several processes on one store. `kind` of the store: see the subclasses."""
-
-    # -- small helpers
-
-    # -- processes
+    """What may happen. The store: in memory here, durable in the subclass."""
 
     @initialize(
-        openings=st.lists(
-            st.tuples(st.sampled_from(SCOPES), st.booleans(), prices, st.sampled_from([40, 120, 300])),
-            min_size=1,
-            max_size=3,
-        )
+        first=st.tuples(st.sampled_from(SCOPES), st.just(True), prices, deposits),
+        second=st.none() | st.tuples(st.sampled_from(SCOPES), st.booleans(), prices, deposits),
     )
-    def first(self, openings: list[tuple[PaymentScope, bool, int, int]]) -> None:
+    def begin(self, first: Opening, second: Opening | None) -> None:
         """Most runs are about channels that are open: begin with some."""
         self._start()
-        self._start()
-        for opening in openings:
+        for opening in (first, second) if second else (first,):
             channel_id = self._propose(self.processes[0], *opening)
             self.servers[channel_id].landed = True
             for status in (ChannelStatus.SENT, OPEN):
                 self._become_open(self.processes[0], channel_id, status)
 
-    @precondition(lambda self: len(self.living()) < 3)
-    @rule()
-    def start(self) -> None:
-        self._start()
+    # -- processes
 
-    @precondition(lambda self: self.living())
     @rule(
         data=st.data(),
-        how=st.sampled_from(["kill", "kill", "kill", "power", "lock"]),
+        how=st.sampled_from(["kill", "kill", "kill", "power", "lock", "lock"]),
         landed=st.booleans(),
         torn=st.integers(0, 60),
         keep=st.floats(0, 1),
@@ -97,7 +90,7 @@ class AccountMachine(World):
                 # A zombie: it runs, but the others take it for dead. It signs nothing from now on.
                 process.zombie = True
                 self.owners.discard(process.name)
-        if not any(not one.zombie for one in self.living()):
+        if not self.healthy():
             self._start()
 
     @precondition(lambda self: any(one.zombie and one.channels for one in self.living()))
@@ -113,16 +106,19 @@ class AccountMachine(World):
             process.start_commit(channel_id, raised, CAPS.raise_moves(raised, date_of(self.now)))
         self._finish(process, channel_id)
 
-    # -- owning and giving back
+    @rule(data=st.data(), another=st.booleans())
+    def claim(self, data: st.DataObject, another: bool) -> None:
+        if another and len(self.living()) < 4:
+            self._start()
+        process = data.draw(st.sampled_from(self.healthy()))
+        for channel_id in sorted(self.authorised):
+            if channel_id not in process.channels:
+                self._claim(process, channel_id)
 
-    @precondition(lambda self: self.authorised and any(not one.zombie for one in self.living()))
-    @rule(data=st.data())
-    def claim(self, data: st.DataObject) -> None:
-        process = data.draw(st.sampled_from([one for one in self.living() if not one.zombie]))
-        channel_id = data.draw(st.sampled_from(sorted(self.authorised)))
+    def _claim(self, process: Process, channel_id: str) -> None:
         record = run(self.loop, self.reader.find(channel_id))
         assert record is not None
-        if record.status in FINAL or channel_id in process.channels:
+        if record.status in FINAL:
             return
         if record.owner is not None and record.owner in self.owners:
             assert record.owner != process.name
@@ -139,37 +135,32 @@ class AccountMachine(World):
 
     @precondition(lambda self: self.owned(OPEN, DRAINING, *PENDING_OPEN))
     @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    def hand_over(self, data: st.DataObject) -> None:
+        """Given back, and perhaps taken by another at once."""
         process, channel_id = data.draw(st.sampled_from(self.owned(OPEN, DRAINING, *PENDING_OPEN)))
-        if not process.channels[channel_id].holds:
-            run(self.loop, process.release(channel_id))
-            self.probes = [one for one in self.probes if one.process is not process]
+        if process.channels[channel_id].holds:
+            return
+        run(self.loop, process.release(channel_id))
+        self.probes = [one for one in self.probes if one.process is not process]
+        if data.draw(st.booleans()):
+            self._claim(data.draw(st.sampled_from(self.healthy())), channel_id)
 
     # -- opening
 
-    @precondition(lambda self: any(not one.zombie for one in self.living()))
-    @rule(
-        data=st.data(),
-        scope=st.sampled_from(SCOPES),
-        honest=st.booleans(),
-        price=prices,
-        deposit=st.sampled_from([40, 120, 300]),
-    )
-    def propose(
-        self, data: st.DataObject, scope: PaymentScope, honest: bool, price: int, deposit: int
-    ) -> None:
-        self._propose(
-            data.draw(st.sampled_from([one for one in self.living() if not one.zombie])),
-            scope,
-            honest,
-            price,
-            deposit,
-        )
+    @rule(data=st.data(), opening=st.tuples(st.sampled_from(SCOPES), st.booleans(), prices, deposits))
+    def open(self, data: st.DataObject, opening: Opening) -> None:
+        """The next step of an opening that is on its way, or a new one."""
+        pending = self.owned(*PENDING_OPEN)
+        if not pending or data.draw(st.integers(0, 3)) == 0:
+            self._propose(data.draw(st.sampled_from(self.healthy())), *opening)
+            return
+        process, channel_id = data.draw(st.sampled_from(pending))
+        if process.channels[channel_id].status is ChannelStatus.PROPOSED and data.draw(st.booleans()):
+            self._send_opening(process, channel_id)
+        else:
+            self._chain_decides(process, channel_id)
 
-    @precondition(lambda self: self.owned(ChannelStatus.PROPOSED))
-    @rule(data=st.data())
-    def send_opening(self, data: st.DataObject) -> None:
-        process, channel_id = data.draw(st.sampled_from(self.owned(ChannelStatus.PROPOSED)))
+    def _send_opening(self, process: Process, channel_id: str) -> None:
         process.start_commit(channel_id, change=lambda one: replace(one, status=ChannelStatus.SENT))
         if not self._finish(process, channel_id):
             return
@@ -179,11 +170,8 @@ class AccountMachine(World):
             flight = process.hold(channel_id, request, channel.free, self.now, self.server_now + LIFE_MS)
             self.left(replace(flight, opens=True))
 
-    @precondition(lambda self: self.owned(*PENDING_OPEN))
-    @rule(data=st.data())
-    def chain_decides(self, data: st.DataObject) -> None:
+    def _chain_decides(self, process: Process, channel_id: str) -> None:
         """Landed: open. Else, once nothing can bring it any more: failed, and its counters come back."""
-        process, channel_id = data.draw(st.sampled_from(self.owned(*PENDING_OPEN)))
         server, channel = self.servers[channel_id], process.channels[channel_id]
         if channel.status is ChannelStatus.PROPOSED:
             process.start_commit(channel_id, change=lambda one: replace(one, status=ChannelStatus.UNKNOWN))
@@ -204,7 +192,7 @@ class AccountMachine(World):
     # -- paying
 
     @precondition(lambda self: self.owned(OPEN))
-    @rule(data=st.data(), price=prices, count=st.integers(1, 4), lie=lies)
+    @rule(data=st.data(), price=prices, count=st.integers(2, 4), lie=lies)
     def burst(self, data: st.DataObject, price: int, count: int, lie: Any) -> None:
         """Some requests at once on one raise; some of them come back at once."""
         process, channel_id = data.draw(st.sampled_from(self.owned(OPEN)))
@@ -222,21 +210,32 @@ class AccountMachine(World):
                     self._answered(flight, False)
 
     @precondition(lambda self: self.owned(OPEN))
-    @rule(data=st.data(), price=prices, lie=lies, cut=st.booleans())
-    def alone(self, data: st.DataObject, price: int, lie: Any, cut: bool) -> None:
-        """One request, there and back, with its commit where it needs one."""
+    @rule(
+        data=st.data(),
+        price=prices,
+        lie=lies,
+        fate=st.sampled_from(["whole", "whole", "cut", "no receipt", "lost", "answer lost", "stays"]),
+        before=st.booleans(),
+    )
+    def one(self, data: st.DataObject, price: int, lie: Any, fate: str, before: bool) -> None:
+        """One request from its commit (where it needs one) to its end."""
         process, channel_id = data.draw(st.sampled_from(self.owned(OPEN)))
+        if before:
+            self._probe(process, channel_id, price, at_once=True)
         self._pay(process, channel_id, price, 0, False)
         if channel_id in process.commits:
             self._finish_and_send(process, channel_id)
         flights = [one for one in self.waiting() if one.channel_id == channel_id and one.answer is None]
-        for flight in flights[-1:]:
-            self._arrive(flight, lie)
-            self._answered(flight, cut)
+        if not flights or fate == "stays":
+            return
+        if fate != "lost":
+            self._arrive(flights[-1], lie)
+        self._ends(flights[-1], fate)
 
     @precondition(lambda self: self.owned(OPEN, busy=True))
     @rule(data=st.data(), price=prices, ahead=st.sampled_from([0, 0, 20]), forced=st.booleans())
     def pay(self, data: st.DataObject, price: int, ahead: int, forced: bool) -> None:
+        """A step: dispatch out of what is free, or begin a commit."""
         self._pay(*data.draw(st.sampled_from(self.owned(OPEN, busy=True))), price, ahead, forced)
 
     @precondition(lambda self: self.commits_open())
@@ -246,59 +245,53 @@ class AccountMachine(World):
 
     # -- the wire
 
-    @precondition(lambda self: any(one.answer is None for one in self.flights))
-    @rule(data=st.data(), lie=lies)
-    def arrive(self, data: st.DataObject, lie: tuple[int, str | None, int | None]) -> None:
-        """At the server, in any order and however late; also when nobody waits for the answer any more."""
-        self._arrive(data.draw(st.sampled_from([one for one in self.flights if one.answer is None])), lie)
-
-    @precondition(lambda self: any(one.answer for one in self.waiting()))
-    @rule(data=st.data(), cut=st.booleans())
-    def answered(self, data: st.DataObject, cut: bool) -> None:
-        self._answered(data.draw(st.sampled_from([one for one in self.waiting() if one.answer])), cut)
-
-    @precondition(lambda self: any(one.answer and one.answer[0] == 200 for one in self.waiting()))
-    @rule(data=st.data())
-    def answered_without_receipt(self, data: st.DataObject) -> None:
-        """A 500 after the charge, or a receipt that some proxy dropped."""
-        flights = [one for one in self.waiting() if one.answer and one.answer[0] == 200]
-        flight = data.draw(st.sampled_from(flights))
-        self.flights.remove(flight)
-        flight.process.end(flight, Ending.UNDELIVERED, self.now)
-
-    @precondition(lambda self: self.waiting())
-    @rule(data=st.data())
-    def lost(self, data: st.DataObject) -> None:
-        """Timeout or reset: the request may be dead, or arrive later."""
-        flight = data.draw(st.sampled_from(self.waiting()))
-        flight.process.end(flight, Ending.UNKNOWN, self.now)
-        flight.client_waits = False
-        if flight.answer is not None:
-            self.flights.remove(flight)
-
-    @precondition(lambda self: any(one.answer is None for one in self.waiting()))
-    @rule(data=st.data())
-    def never_left(self, data: st.DataObject) -> None:
-        flight = data.draw(st.sampled_from([one for one in self.waiting() if one.answer is None]))
-        if flight.lowered:
-            return  # its first attempt did leave
-        self.flights.remove(flight)
-        flight.process.end(flight, Ending.FREE, self.now)
-
     @precondition(lambda self: self.flights)
-    @rule(data=st.data())
-    def drop(self, data: st.DataObject) -> None:
-        """The network lost it; whoever waits finds out by a timeout."""
+    @rule(
+        data=st.data(),
+        lie=lies,
+        fate=st.sampled_from(
+            ["arrives", "arrives", "whole", "cut", "no receipt", "lost", "never left", "drop"]
+        ),
+    )
+    def wire(self, data: st.DataObject, lie: Any, fate: str) -> None:
+        """In any order and however late; also when nobody waits for the answer any more."""
         flight = data.draw(st.sampled_from(self.flights))
-        if not flight.client_waits:
+        waits = flight in self.waiting()
+        if not waits and fate == "drop":
             self.flights.remove(flight)
+        elif flight.answer is None and (fate in ("arrives", "whole", "drop") or not waits):
+            self._arrive(flight, lie)
+        elif waits:
+            self._ends(flight, fate)
+
+    def _ends(self, flight: Flight, fate: str) -> None:
+        """What whoever waits for it sees."""
+        process, now, answer = flight.process, self.now, flight.answer
+        match fate:
+            case "whole" | "cut" if answer is not None:
+                self._answered(flight, fate == "cut")
+            case "no receipt" if answer is not None and answer[0] == 200:
+                # A 500 after the charge, or a receipt that something on the way dropped.
+                self.flights.remove(flight)
+                process.end(flight, Ending.UNDELIVERED, now)
+            case "lost" | "answer lost":
+                # Timeout or reset: the request may be dead, or arrive later.
+                process.end(flight, Ending.UNKNOWN, now)
+                flight.client_waits = False
+                if answer is not None:
+                    self.flights.remove(flight)
+            case "never left" if answer is None and not flight.lowered:
+                self.flights.remove(flight)
+                process.end(flight, Ending.FREE, now)
 
     # -- asking the server
 
     @precondition(lambda self: self.owned(OPEN, DRAINING, busy=True))
-    @rule(data=st.data(), lie=st.integers(0, 500))
-    def probe(self, data: st.DataObject, lie: int) -> None:
-        process, channel_id = data.draw(st.sampled_from(self.owned(OPEN, DRAINING, busy=True)))
+    @rule(data=st.data(), lie=st.integers(0, 500), at_once=st.booleans())
+    def probe(self, data: st.DataObject, lie: int, at_once: bool) -> None:
+        self._probe(*data.draw(st.sampled_from(self.owned(OPEN, DRAINING, busy=True))), lie, at_once=at_once)
+
+    def _probe(self, process: Process, channel_id: str, lie: int, *, at_once: bool) -> None:
         channel, server = process.channels[channel_id], self.servers[channel_id]
         if channel.holds or process.durable[channel_id] < channel.authorised:
             return
@@ -308,7 +301,11 @@ class AccountMachine(World):
         elif server.check(channel.authorised):
             return
         spent = server.spent if server.honest else lie
-        self.probes.append(Probe(channel_id, process, channel.seq, self.now, channel.authorised, spent))
+        probe = Probe(channel_id, process, channel.seq, self.now, channel.authorised, spent)
+        if at_once:
+            process.probed(probe, self.now)
+        else:
+            self.probes.append(probe)
 
     @precondition(lambda self: self.probes)
     @rule(data=st.data())
@@ -318,35 +315,28 @@ class AccountMachine(World):
         if probe.process.alive and probe.channel_id in probe.process.channels:
             probe.process.probed(probe, self.now)
 
-    @precondition(lambda self: self.servers)
-    @rule(data=st.data())
-    def server_settles(self, data: st.DataObject) -> None:
-        server = self.servers[data.draw(st.sampled_from(sorted(self.servers)))]
-        server.settled = server.acc
-
     # -- closing
 
-    @precondition(lambda self: self.owned(OPEN))
-    @rule(data=st.data(), aside=st.booleans())
-    def drain(self, data: st.DataObject, aside: bool) -> None:
-        process, channel_id = data.draw(st.sampled_from(self.owned(OPEN)))
-        status = ASIDE if aside else DRAINING
-        process.start_commit(channel_id, change=lambda one: replace(one, status=status))
-
-    @precondition(lambda self: self.owned(DRAINING, ASIDE))
-    @rule(data=st.data(), probed=st.booleans())
-    def begin_close(self, data: st.DataObject, probed: bool) -> None:
-        process, channel_id = data.draw(st.sampled_from(self.owned(DRAINING, ASIDE)))
+    @precondition(lambda self: self.owned(OPEN, DRAINING, ASIDE, CLOSING))
+    @rule(data=st.data(), aside=st.booleans(), probed=st.booleans())
+    def close(self, data: st.DataObject, aside: bool, probed: bool) -> None:
+        """The next step of a close, or the first."""
+        closing = self.owned(CLOSING) or self.owned(DRAINING, ASIDE) or self.owned(OPEN)
+        process, channel_id = data.draw(st.sampled_from(closing))
         channel, server = process.channels[channel_id], self.servers[channel_id]
-        if channel.holds:
-            return
-        amount = server.spent if probed and server.honest else channel.authorised
-        process.start_commit(channel_id, change=lambda one: replace(one, status=CLOSING, close_amount=amount))
+        match channel.status:
+            case ChannelStatus.OPEN:
+                status = ASIDE if aside else DRAINING
+                process.start_commit(channel_id, change=lambda one: replace(one, status=status))
+            case ChannelStatus.CLOSING:
+                self._chain_closes(process, channel_id)
+            case _ if not channel.holds:
+                amount = server.spent if probed and server.honest else channel.authorised
+                process.start_commit(
+                    channel_id, change=lambda one: replace(one, status=CLOSING, close_amount=amount)
+                )
 
-    @precondition(lambda self: self.owned(CLOSING))
-    @rule(data=st.data())
-    def chain_closes(self, data: st.DataObject) -> None:
-        process, channel_id = data.draw(st.sampled_from(self.owned(CLOSING)))
+    def _chain_closes(self, process: Process, channel_id: str) -> None:
         channel, server = process.channels[channel_id], self.servers[channel_id]
         amount = channel.close_amount
         assert amount is not None
@@ -361,25 +351,33 @@ class AccountMachine(World):
         )
         self._finish(process, channel_id)
 
-    # -- time
+    # -- meanwhile
 
-    @rule(ms=st.sampled_from([50, 1_000, 31_000, LIFE_MS + UNKNOWN_MARGIN_MS, LONGEST_MS, budgets.DAY_MS]))
-    def time_passes(self, ms: int) -> None:
-        self.server_now += ms
-
-    @rule(ms=st.sampled_from([1_000, 120_000, budgets.DAY_MS, 3 * budgets.DAY_MS]))
-    def clock_jumps_back(self, ms: int) -> None:
-        self.skew = -ms
-
-    @precondition(lambda self: self.skew)
-    @rule()
-    def clock_is_right_again(self) -> None:
-        """Forward: what is on the wire is dropped, since no local clock can tell how long it has been there."""
-        self.skew = 0
-        for flight in [one for one in self.flights if not one.client_waits]:
-            self.flights.remove(flight)
-
-    # -- what must hold after every step
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(
+            [
+                *(50, 1_000, 31_000, LIFE_MS + UNKNOWN_MARGIN_MS, LONGEST_MS, budgets.DAY_MS),
+                *("back a minute", "back three days", "right again", "settle"),
+            ]
+        ),
+    )
+    def meanwhile(self, data: st.DataObject, what: int | str) -> None:
+        """Time passes, the local clock jumps, a server settles on the chain what it was authorised."""
+        match what:
+            case int():
+                self.server_now += what
+            case "back a minute":
+                self.skew = -60_000
+            case "back three days":
+                self.skew = -3 * budgets.DAY_MS
+            case "right again" if self.skew:
+                # What is on the wire is dropped: no local clock can tell how long it has been there.
+                self.skew = 0
+                self.flights = [one for one in self.flights if one.client_waits]
+            case "settle":
+                server = self.servers[data.draw(st.sampled_from(sorted(self.servers)))]
+                server.settled = server.acc
 
 
 class LmdbAccountMachine(AccountMachine):

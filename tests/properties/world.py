@@ -75,6 +75,10 @@ class World(RuleBasedStateMachine):
     def living(self) -> list[Process]:
         return [one for one in self.processes if one.alive]
 
+    def healthy(self) -> list[Process]:
+        """Those that know that they live, and do."""
+        return [one for one in self.living() if not one.zombie]
+
     def owned(self, *statuses: ChannelStatus, busy: bool = False) -> list[tuple[Process, str]]:
         """Channels in the memory of a process that may act on them."""
         return [

@@ -388,7 +388,7 @@ async def test_an_answer_that_is_none(
     endpoint.answer = answer
     with pytest.raises(ChainUnavailable, match=complaint) as caught:
         await chain.head()
-    assert "rpc_urls" in str(caught.value)
+    assert '"].rpc in the config' in str(caught.value)
     assert SECRET not in str(caught.value)
 
 

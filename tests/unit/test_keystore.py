@@ -113,9 +113,9 @@ def test_a_file_of_another_user_is_refused(stored: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_not_there_says_so(home: Path) -> None:
-    with pytest.raises(KeystoreError, match="No such file"):
+    with pytest.raises(KeystoreError, match="there is no file"):
         signer_from_keystore(home / "none.json", lambda: "x")
-    with pytest.raises(KeystoreError, match="No such file"):
+    with pytest.raises(KeystoreError, match="there is no file"):
         signer_from_keystore(home / "none" / "none.json", lambda: "x")
     folder = home / "folder"
     folder.mkdir(mode=0o700)

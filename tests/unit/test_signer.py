@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy_addon.methods.abi import to_bytes
+from proxy_addon.methods.tempo_session import calls
 from proxy_addon.methods.tempo_session.calls import OpenCall
 from proxy_addon.methods.tempo_session.voucher import V1, V2
 from proxy_addon.methods.tempo_tx import SECP256K1_ORDER, Call, TempoTransaction, recover
-from proxy_addon.signer import KeyRejected, Signer, SignerRefused, parse_key
+from proxy_addon.signer import GuardedSigner, KeyRejected, Signer, SignerRefused, parse_key
 from store.lifecycle import ChannelStatus
 from store.records import Channel
 from tests.unit.methods.samples import (
@@ -32,6 +33,8 @@ from tests.unit.methods.samples import (
     TOKEN,
     ZERO,
     channel,
+    descriptor,
+    ours,
     pending,
     scope,
 )
@@ -200,13 +203,102 @@ def test_one_opening_is_one_transaction() -> None:
     [
         ({"payer": OTHER_ADDRESS}, "payer"),
         ({"voucher_signer": OTHER_ADDRESS}, "voucher signer"),
-        ({"version": "v1"}, "v1"),
+        ({"version": "v9"}, "v9"),
         ({"family": "evm-charge"}, "evm-charge"),
     ],
 )
 def test_an_opening_that_cannot_be_checked_is_refused(changes: dict[str, str], complaint: str) -> None:
     with pytest.raises(SignerRefused, match=complaint):
         SIGNER.opening(scope(**changes), deposit=1)
+
+
+# ---------------------------------------------------------------- top-ups and forced closes
+
+
+def on_channel(data: bytes, **changes: Any) -> TempoTransaction:
+    return opening(calls=(Call(to_bytes(RESERVE), data),), **changes)
+
+
+TOP_UP = on_channel(calls.encode_top_up(descriptor(), 7))
+REQUEST_CLOSE = on_channel(calls.encode_request_close(descriptor()))
+WITHDRAW = on_channel(calls.encode_withdraw(descriptor()))
+
+
+def test_a_top_up_is_signed_as_announced() -> None:
+    signer = SIGNER.topping_up(ours(), amount=7)
+    signature = signer.sign_transaction(TOP_UP.encode_for_signing())
+    assert recover(TOP_UP.signing_hash(), signature) == to_bytes(ADDRESS)
+    with pytest.raises(SignerRefused, match="second"):
+        signer.sign_transaction(replace(TOP_UP, gas_limit=1).encode_for_signing())
+    sponsored = replace(TOP_UP, sponsored=True, fee_token=None)
+    SIGNER.topping_up(ours(), amount=7, sponsored=True).sign_transaction(sponsored.encode_for_signing())
+
+
+@pytest.mark.parametrize("tx", [REQUEST_CLOSE, WITHDRAW, opening()])
+def test_a_top_up_is_nothing_else(tx: TempoTransaction) -> None:
+    with pytest.raises(SignerRefused, match="not a topUp call"):
+        SIGNER.topping_up(ours(), amount=7).sign_transaction(tx.encode_for_signing())
+    with pytest.raises(SignerRefused, match="additional deposit"):
+        SIGNER.topping_up(ours(), amount=8).sign_transaction(TOP_UP.encode_for_signing())
+
+
+@pytest.mark.parametrize("status", S)
+def test_only_an_open_channel_is_topped_up(status: ChannelStatus) -> None:
+    record = ours(status=status)
+    if status is S.OPEN:
+        SIGNER.topping_up(record, amount=7)
+        return
+    with pytest.raises(SignerRefused, match=f"the channel is {status}"):
+        SIGNER.topping_up(record, amount=7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "amount", "complaint"),
+    [
+        ({"pending": pending(kind="top_up")}, 7, "on its way"),
+        ({"pending": pending()}, 7, "on its way"),
+        ({}, 0, "adds nothing"),
+        ({}, -1, "adds nothing"),
+        ({"scope": scope(payer=OTHER_ADDRESS)}, 7, "payer"),
+        ({"scope": scope(version="v9")}, 7, "v9"),
+    ],
+)
+def test_a_top_up_that_is_none_of_ours(changes: dict[str, Any], amount: int, complaint: str) -> None:
+    with pytest.raises(SignerRefused, match=complaint):
+        SIGNER.topping_up(ours(**changes), amount=amount)
+
+
+FORCED: list[tuple[Callable[[Channel], GuardedSigner], TempoTransaction, TempoTransaction]] = [
+    (SIGNER.requesting_close, REQUEST_CLOSE, WITHDRAW),
+    (SIGNER.withdrawing, WITHDRAW, REQUEST_CLOSE),
+]
+
+
+@pytest.mark.parametrize(("announce", "tx", "other"), FORCED)
+def test_each_step_of_a_forced_close_is_itself(
+    announce: Callable[[Channel], GuardedSigner], tx: TempoTransaction, other: TempoTransaction
+) -> None:
+    signature = announce(ours()).sign_transaction(tx.encode_for_signing())
+    assert recover(tx.signing_hash(), signature) == to_bytes(ADDRESS)
+    with pytest.raises(SignerRefused, match="not a"):
+        announce(ours()).sign_transaction(other.encode_for_signing())
+    with pytest.raises(SignerRefused, match="payer"):
+        announce(ours(scope=scope(payer=OTHER_ADDRESS)))
+
+
+@pytest.mark.parametrize(("announce", "tx", "other"), FORCED)
+@pytest.mark.parametrize("status", S)
+def test_only_a_channel_with_a_deposit_is_closed_by_force(
+    announce: Callable[[Channel], GuardedSigner],
+    tx: TempoTransaction,
+    other: TempoTransaction,
+    status: ChannelStatus,
+) -> None:
+    if status in {S.OPEN, S.DRAINING, S.CLOSING, S.ASIDE}:
+        announce(ours(status=status))
+        return
+    with pytest.raises(SignerRefused, match=f"it is {status}"):
+        announce(ours(status=status))
 
 
 # ---------------------------------------------------------------- the key

@@ -1,4 +1,4 @@
-"""Calls of the TIP-1034 channel reserve, and what its getters and events say.
+"""Calls of the TIP-1034 channel reserve, and what its getters say.
 
 A descriptor is the mapping that goes on the wire: seven fields, lower-case hex.
 """
@@ -29,7 +29,6 @@ TOP_UP: Final = selector(f"topUp({_TUPLE},uint96)")
 REQUEST_CLOSE: Final = selector(f"requestClose({_TUPLE})")
 WITHDRAW: Final = selector(f"withdraw({_TUPLE})")
 GET_STATE: Final = selector("getChannelState(bytes32)")
-CHANNEL_CLOSED: Final = to_hex(keccak256(b"ChannelClosed(bytes32,address,address,uint96,uint96)"))
 
 DESCRIPTOR_FIELDS: Final = (
     "payer",
@@ -167,20 +166,3 @@ def parse_state(data: bytes) -> ReserveState:
     if settled > deposit:
         raise ValueError(f"settled {settled} is more than the deposit {deposit}")
     return ReserveState(settled, deposit, requested)
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedEvent:
-    """What ``ChannelClosed`` says, of a close and of a withdrawal. The two add up to the deposit."""
-
-    captured: int  # what the payee got over the channel's whole life, not with this transaction alone
-    refunded: int
-
-
-def parse_closed(data: bytes) -> ClosedEvent:
-    """The data of a ``ChannelClosed`` event. Raises ``ValueError``."""
-    captured, refunded = words(data, 2, "ChannelClosed")
-    return ClosedEvent(
-        captured=read_uint(captured, AMOUNT_BITS, "settledToPayee"),
-        refunded=read_uint(refunded, AMOUNT_BITS, "refundedToPayer"),
-    )

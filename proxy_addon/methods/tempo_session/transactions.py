@@ -20,6 +20,9 @@ from proxy_addon.methods.tempo_tx import (
 )
 from store.records import Channel, PaymentScope
 
+SPONSOR_LIMIT: Final = 5 * 10**16
+"""Attodollars: mppx's sponsors refuse what could cost them more than 0.05 dollars."""
+
 _VARIANTS: Final = 4096  # as much gas more at most: of no weight in the fee
 
 
@@ -33,10 +36,14 @@ def transaction_of(
     variant: int = 0,
 ) -> TempoTransaction:
     """What the payer signs: valid from `head` on for some seconds, its fee in the channel's own token."""
+    gas_limit = gas + variant % _VARIANTS
+    price = max_fee_for(head.base_fee)
+    if fee_payer:
+        price = max(min(price, SPONSOR_LIMIT // gas_limit), head.base_fee + PRIORITY_FEE)
     return TempoTransaction(
         chain_id=scope.chain_id,
-        gas_limit=gas + variant % _VARIANTS,
-        max_fee_per_gas=max_fee_for(head.base_fee),
+        gas_limit=gas_limit,
+        max_fee_per_gas=price,
         max_priority_fee_per_gas=PRIORITY_FEE,
         calls=calls,
         valid_before=head.timestamp + VALIDITY_S,

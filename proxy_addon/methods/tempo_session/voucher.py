@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from proxy_addon.methods.abi import address_word, keccak256, to_bytes, uint_word
-from store.records import Channel
+from proxy_addon.methods.abi import ZERO_ADDRESS, address_word, keccak256, to_bytes, uint_word
+from store.records import Channel, PaymentScope
 
 _DOMAIN_TYPE: Final = keccak256(
     b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
@@ -54,6 +54,11 @@ class VoucherCodec:
 def _codec(domain_name: str, amount_bits: int) -> VoucherCodec:
     type_hash = keccak256(f"Voucher(bytes32 channelId,uint{amount_bits} cumulativeAmount)".encode())
     return VoucherCodec(domain_name, amount_bits, type_hash)
+
+
+def authorized_signer(scope: PaymentScope) -> str:
+    """``authorizedSigner`` of an opening: the zero address, where the payer signs the vouchers itself."""
+    return ZERO_ADDRESS if scope.voucher_signer == scope.payer else scope.voucher_signer
 
 
 V1: Final = _codec("Tempo Stream Channel", 128)

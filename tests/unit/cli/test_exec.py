@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -104,6 +105,31 @@ def test_a_signal_for_us_is_one_for_the_command(number: signal.Signals, config: 
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 42, told
+
+
+def test_a_terminals_interrupt_reaches_the_command_once(config: Path) -> None:
+    """Ctrl-C is for the whole foreground: were it handed on as well, the command would get it twice."""
+    script = (
+        "import signal, sys, time\n"
+        "got = []\n"
+        "signal.signal(signal.SIGINT, lambda *a: got.append(1))\n"
+        "print('here', flush=True)\n"
+        "end = time.monotonic() + 60\n"
+        "while not got and time.monotonic() < end: time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "sys.exit(40 + len(got))"
+    )
+    arguments = command_line("exec", "-q", "-c", str(config), "--", sys.executable, "-c", script)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(arguments[0], list(arguments), clean_environ(PYTHONPATH=str(ROOT), **{KEY_ENV: KEY}))
+    seen = b""
+    while b"here" not in seen:
+        seen += os.read(terminal, 1000)
+    os.write(terminal, b"\x03")
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 41
 
 
 def test_a_command_that_a_signal_ended_ends_us_alike(config: Path, run_bursar: Bursar) -> None:

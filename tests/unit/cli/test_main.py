@@ -52,6 +52,12 @@ def test_every_command_has_help_with_an_example(runner: CliRunner) -> None:
     assert all(name in runner.invoke(main.bursar, ["--help"]).stdout for name in main._COMMANDS)
 
 
+def test_version(runner: CliRunner) -> None:
+    done = runner.invoke(main.bursar, ["--version"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("bursar ")
+
+
 def test_an_unknown_command_is_wrong_usage(runner: CliRunner) -> None:
     done = runner.invoke(main.bursar, ["pay"])
     assert done.exit_code == 2

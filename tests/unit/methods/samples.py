@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy_addon.core.messages import Challenge
 from proxy_addon.methods.contract import ChainHead
+from proxy_addon.methods.tempo_session.calls import channel_id
 from store.lifecycle import ChannelStatus
 from store.records import Channel, PaymentScope, PendingTransaction
 
@@ -63,6 +64,13 @@ def channel(**changes: Any) -> Channel:
         "deposit": 50_000,
     }
     return Channel(**(fields | changes))
+
+
+def ours(**changes: Any) -> Channel:
+    """A channel whose id is that of its descriptor."""
+    fields: dict[str, Any] = {"scope": scope(), "descriptor": descriptor()} | changes
+    own_id = channel_id(fields["descriptor"], escrow=RESERVE, chain_id=fields["scope"].chain_id)
+    return channel(**({"channel_id": own_id} | fields))
 
 
 def pending(**changes: Any) -> PendingTransaction:

@@ -204,7 +204,7 @@ async def h1_server(handler: Handler, tls: ssl.SSLContext | None = None) -> Asyn
                 if not exchange.keep:
                     return
                 await exchange.body()
-        except (Gone, ConnectionError):
+        except (Gone, OSError):
             pass
         except Exception as error:
             upstream.errors.append(repr(error))
@@ -286,9 +286,7 @@ class Exchange2:
         if self.request.method == "HEAD":
             await self.begin(status, [*(headers or []), ("content-length", str(len(body)))], end=True)
             return
-        await self.begin(
-            status, [*(headers or []), ("content-length", str(len(body)))], end=not body
-        )
+        await self.begin(status, [*(headers or []), ("content-length", str(len(body)))], end=not body)
         if body:
             await self.data(body, end=True)
 
@@ -317,7 +315,7 @@ class Peer2:
 
     async def flush(self) -> None:
         self.writer.write(self.h2.data_to_send())
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             await self.writer.drain()
 
 
@@ -381,7 +379,7 @@ async def h2_server(
                         case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
                             peer.window.set()
                 await peer.flush()
-        except (ConnectionError, h2.exceptions.ProtocolError):
+        except (OSError, h2.exceptions.ProtocolError):  # TLS errors are OSErrors
             pass
         except Exception as error:
             upstream.errors.append(repr(error))

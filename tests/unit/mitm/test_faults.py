@@ -405,7 +405,9 @@ async def test_an_addon_sends_the_request_elsewhere(plain_wiring: Wiring, gate: 
 
 # -- clients that leave ------------------------------------------------------------------------------------
 
-Stage = Callable[[FakeGate, asyncio.Event, asyncio.Event], tuple[Callable[..., Awaitable[None]], Outcome, int]]
+Stage = Callable[
+    [FakeGate, asyncio.Event, asyncio.Event], tuple[Callable[..., Awaitable[None]], Outcome, int]
+]
 
 
 def leaving(stage: str, gate: FakeGate, reached: asyncio.Event) -> Callable[..., Awaitable[None]]:
@@ -470,7 +472,7 @@ async def test_the_client_leaves_h1(
 ) -> None:
     reached = asyncio.Event()
     async with plain_wiring.line(leaving(stage, gate, reached), gate) as line:
-        reader, writer = await asyncio.open_connection("127.0.0.1", line.proxy.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", line.proxy.port)
         writer.write(f"GET {line.upstream.url('/')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         await asyncio.wait_for(reached.wait(), 30)
         writer.close()

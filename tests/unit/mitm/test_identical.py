@@ -33,7 +33,7 @@ ANSWERS = {
     "latin-1": b"HTTP/1.1 402 Pay\r\nX-Name: M\xfcller\r\nContent-Length: 0\r\n\r\n",
     "410": b"HTTP/1.1 410 Gone\r\nContent-Length: 3\r\n\r\nbye",
     "200": b"HTTP/1.1 200 Fine\r\nX-B: 1\r\nx-a: 2\r\nContent-Length: 3\r\n\r\nyes",
-    "no body": b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n",
+    "no body": b'HTTP/1.1 304 Not Modified\r\nETag: "x"\r\n\r\n',
     "too long": b"HTTP/1.1 402 Pay\r\nContent-Length: 200000\r\n\r\n" + b"0123456789" * 20_000,
 }
 

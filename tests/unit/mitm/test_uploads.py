@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 
 import pytest
@@ -224,3 +225,23 @@ async def test_a_server_that_opens_its_window_slowly(h2_wiring: Wiring, gate: Fa
     async with h2_wiring.line(slow, gate) as line:
         got = await line.curl("/", "-T", "-", stdin=BIG)
         assert (got.status, got.body) == (200, paid_for(BIG))
+
+
+async def test_the_server_leaves_during_a_paid_upload(either: Wiring, gate: FakeGate) -> None:
+    gate.now = PAY
+
+    async def leaves(x: Exchange | Exchange2) -> None:
+        await x.chunk()
+        x.close()
+
+    async with either.line(leaves, gate) as line:
+        client = Uploader(line)
+        await client.start()
+        with contextlib.suppress(ConnectionError):  # the proxy answers 502 and closes, as ever
+            for _ in range(8):  # more than any buffer between takes
+                await client.send(PART)
+            client.end()
+        await gate.all_finished()
+        assert len(line.upstream.requests) == 1
+        await client.close()
+    assert gate.tickets[0].outcome is Outcome.LOST

@@ -38,9 +38,7 @@ class Line:
     proxy: Proxy
 
     async def curl(self, path: str, *arguments: str, stdin: bytes | None = None) -> Got:
-        got = await curl(
-            self.proxy.url, self.wire.client, *arguments, self.upstream.url(path), stdin=stdin
-        )
+        got = await curl(self.proxy.url, self.wire.client, *arguments, self.upstream.url(path), stdin=stdin)
         if got.code == 0 and not self.wire.client.endswith("1.1"):
             assert got.last_head.startswith(b"HTTP/2 ")
         return got

@@ -298,6 +298,8 @@ async def test_a_failed_opening_gives_its_counters_back_once(process: Processes)
     await refused(
         store, store.set(replace(failed, status=OPEN)), IllegalTransition, "failed cannot become open"
     )
+    await store.delete(replace(failed, note="again"))  # a tombstone may be written on
+    assert await store.of_short_key(SCOPE.short_key) == (replace(failed, note="again"),)
 
 
 async def test_a_proven_close_gives_back_what_was_not_captured(process: Processes) -> None:
@@ -397,7 +399,8 @@ async def test_what_a_new_owner_sends_before_its_first_commit_is_not_forgotten(
     journals[1].append({}, channel_id="0xc1", move=Sent(Hold("r", 4, 10, 1, 2, 1, "f")))
     await two.close()
     claimed = await three.claim(
-        "0xc1", lambda one: account.fold(one, moves_after(ledger, one.folded or pytest.fail("no mark"), "0xc1"))
+        "0xc1",
+        lambda one: account.fold(one, moves_after(ledger, one.folded or pytest.fail("no mark"), "0xc1")),
     )
     assert (claimed.uncertain, claimed.free) == (4, 6)
 

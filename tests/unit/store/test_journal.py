@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -171,6 +172,22 @@ def test_lines_that_are_lost_are_noticed(whole: Path) -> None:
     whole.write_bytes(first + first + second)
     with pytest.raises(IllegalMove, match=r"goes from line 1 to 1"):
         moves_after(directory, JournalMark("me", 0, "boot"), "0xc")
+
+
+def test_a_full_disk_is_said_and_the_line_is_not_counted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "me", "boot")
+    journal.append({}, channel_id="0xc", move=SENT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room, says in ((0, "cannot write the ledger .*free some space"), (9, "took only a part of a line")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + room, hard))
+        try:
+            with pytest.raises(StoreUnavailable, match=says):
+                journal.append({}, channel_id="0xc", move=ENDED)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert journal.mark.line == 1
+    assert journal.append({}, channel_id="0xc", move=ENDED) == 2
+    assert moves_after(tmp_path, JournalMark("me", 0, "boot"), "0xc") == [SENT, ENDED]
 
 
 _DISK_FULL = """

@@ -112,12 +112,34 @@ def test_the_getter_is_the_interfaces() -> None:
     assert calls.channel_id(descriptor(), escrow=RESERVE, chain_id=1).startswith("0x")
 
 
-def test_the_end_of_a_channel_is_read() -> None:
-    assert (
-        keccak(text="ChannelClosed(bytes32,address,address,uint96,uint96)").hex() == calls.CHANNEL_CLOSED[2:]
-    )
-    data = encode(["uint96", "uint96"], [30_000, 20_000])
-    assert calls.parse_closed(data) == calls.ClosedEvent(30_000, 20_000)
-    for bad in (b"", data[:-1], data + bytes(32), b"\x01" + data[1:]):
-        with pytest.raises(ValueError, match=r"ChannelClosed|settledToPayee"):
-            calls.parse_closed(bad)
+@given(DESCRIPTORS, UINT96)
+def test_calls_on_a_channel_are_read_back(fields: dict[str, str], amount: int) -> None:
+    assert calls.parse_top_up(calls.encode_top_up(fields, amount)) == (fields, amount)
+    assert calls.parse_request_close(calls.encode_request_close(fields)) == fields
+    assert calls.parse_withdraw(calls.encode_withdraw(fields)) == fields
+
+
+ON_A_CHANNEL = {
+    "topUp": (calls.parse_top_up, calls.encode_top_up(descriptor(), 7)),
+    "requestClose": (calls.parse_request_close, calls.encode_request_close(descriptor())),
+    "withdraw": (calls.parse_withdraw, calls.encode_withdraw(descriptor())),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_CHANNEL)
+def test_one_call_on_a_channel_is_no_other(name: str) -> None:
+    parse, data = ON_A_CHANNEL[name]
+    for other, (_, others) in ON_A_CHANNEL.items():
+        if other != name:
+            with pytest.raises(ValueError, match=f"not a {name} call"):
+                parse(others)
+    for wrong in (data[:-1], data + bytes(1), data[:4] + b"\x01" + data[5:], b""):
+        with pytest.raises(ValueError, match=rf"{name}|payer"):
+            parse(wrong)
+
+
+def test_an_amount_that_is_too_wide_is_not_read() -> None:
+    data = bytearray(calls.encode_top_up(descriptor(), 7))
+    data[-32] = 1
+    with pytest.raises(ValueError, match="additionalDeposit"):
+        calls.parse_top_up(bytes(data))

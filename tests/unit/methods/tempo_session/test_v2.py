@@ -12,9 +12,24 @@ from hypothesis import strategies as st
 from proxy_addon.chain import Log
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import to_bytes, to_hex
-from proxy_addon.methods.contract import ChainHead, Closing, Method, OpenPlan, TransactionSigner
-from proxy_addon.methods.tempo_session.calls import CHANNEL_CLOSED, encode_get_state, parse_open
-from proxy_addon.methods.tempo_session.v2 import LOG_BLOCKS, LOG_LOOKS, OPEN_GAS, RESERVE, TempoSessionV2
+from proxy_addon.methods.contract import (
+    ChainHead,
+    Closing,
+    Method,
+    OpenPlan,
+    TransactionPlan,
+    TransactionSigner,
+)
+from proxy_addon.methods.tempo_session.calls import (
+    encode_get_state,
+    parse_open,
+    parse_request_close,
+    parse_top_up,
+    parse_withdraw,
+)
+from proxy_addon.methods.tempo_session.events import closed_topic
+from proxy_addon.methods.tempo_session.session import LOG_BLOCKS, LOG_LOOKS
+from proxy_addon.methods.tempo_session.v2 import RESERVE, TempoSessionV2
 from proxy_addon.methods.tempo_tx import EXPIRING_NONCE_KEY, decode
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
@@ -31,6 +46,7 @@ from tests.unit.methods.samples import (
     channel,
     descriptor,
     details,
+    ours,
     pending,
     request,
     scope,
@@ -99,7 +115,7 @@ def test_an_opening_does_what_the_scope_says(
     assert (call.deposit, call.salt, call.authorized_signer) == (deposit, to_hex(salt), ZERO)
     assert made.descriptor["expiringNonceHash"] == to_hex(signed.expiring_nonce_hash)
     assert made.channel_id == METHOD.channel_id(our_scope, made.descriptor)
-    assert made.max_fee == (0 if fee_payer else -(-OPEN_GAS * tx.max_fee_per_gas // 10**12))
+    assert made.max_fee == (0 if fee_payer else -(-tx.gas_limit * tx.max_fee_per_gas // 10**12))
 
 
 def test_the_same_opening_gives_the_same_bytes_and_another_salt_another_channel() -> None:
@@ -178,6 +194,78 @@ def test_a_voucher_payload_is_what_the_server_reads(
     }
 
 
+def top_up(record: Channel, *, amount: int = 7, fee_payer: bool = False) -> TransactionPlan:
+    signer = SIGNER.topping_up(record, amount=amount, sponsored=fee_payer)
+    return METHOD.plan_top_up(record, amount=amount, head=HEAD, fee_payer=fee_payer, signer=signer)
+
+
+@pytest.mark.parametrize("fee_payer", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(amount=st.integers(1, 2**96 - 1 - 50_000), base_fee=st.integers(0, 2**50))
+def test_a_top_up_does_what_it_says(fee_payer: bool, amount: int, base_fee: int) -> None:
+    record = ours()
+    made = METHOD.plan_top_up(
+        record,
+        amount=amount,
+        head=replace(HEAD, base_fee=base_fee),
+        fee_payer=fee_payer,
+        signer=SIGNER.topping_up(record, amount=amount, sponsored=fee_payer),
+    )
+    signed = decode(to_bytes(made.transaction))
+    tx = signed.transaction
+    assert to_hex(signed.sender) == ADDRESS
+    assert (tx.chain_id, tx.nonce_key, tx.nonce, tx.sponsored) == (42431, EXPIRING_NONCE_KEY, 0, fee_payer)
+    assert tx.fee_token == (None if fee_payer else to_bytes(TOKEN))
+    assert tx.valid_before == made.valid_before == HEAD.timestamp + 25
+    assert [(to_hex(call.to), call.value) for call in tx.calls] == [(RESERVE, 0)]
+    assert parse_top_up(tx.calls[0].data) == (dict(record.descriptor), amount)
+    assert made.max_fee == (0 if fee_payer else -(-tx.gas_limit * tx.max_fee_per_gas // 10**12))
+    assert made.tx_hash == to_hex(tx.tx_hash(signed.signature))
+
+
+@pytest.mark.parametrize("amount", [0, -1, 2**96 - 50_000])
+def test_a_top_up_that_no_channel_holds(amount: int) -> None:
+    record = ours()
+    signer = SIGNER.topping_up(record, amount=1)
+    with pytest.raises(ValueError, match="top-up"):
+        METHOD.plan_top_up(record, amount=amount, head=HEAD, fee_payer=False, signer=signer)
+
+
+def test_the_top_up_payload_is_what_the_server_reads() -> None:
+    assert METHOD.top_up_payload(channel(), amount=7, transaction="0x76c0") == {
+        "action": "topUp",
+        "type": "transaction",
+        "channelId": channel().channel_id,
+        "transaction": "0x76c0",
+        "descriptor": descriptor(),
+        "additionalDeposit": "7",
+    }
+
+
+def test_a_forced_close_is_two_calls_at_our_own_cost() -> None:
+    record = ours()
+    request = METHOD.plan_request_close(record, HEAD, SIGNER.requesting_close(record))
+    withdrawal = METHOD.plan_withdraw(record, HEAD, SIGNER.withdrawing(record))
+    for made, parse in ((request, parse_request_close), (withdrawal, parse_withdraw)):
+        signed = decode(to_bytes(made.transaction))
+        tx = signed.transaction
+        assert to_hex(signed.sender) == ADDRESS
+        assert (tx.sponsored, tx.fee_token, len(tx.calls)) == (False, to_bytes(TOKEN), 1)
+        assert to_hex(tx.calls[0].to) == RESERVE
+        assert parse(tx.calls[0].data) == record.descriptor
+        assert made.max_fee > 0
+        assert made.valid_before == HEAD.timestamp + 25
+
+
+def test_the_same_transaction_again_is_the_same_until_one_is_on_record() -> None:
+    record = ours()
+    first = top_up(record)
+    assert top_up(record) == first
+    again = top_up(replace(record, transactions=(first.tx_hash,)))
+    assert again.tx_hash != first.tx_hash
+    assert again.valid_before == first.valid_before
+
+
 class Answers:
     """A chain that answers one thing, and remembers what it was asked."""
 
@@ -207,7 +295,7 @@ class History(Answers):
     async def logs(
         self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int | None = None
     ) -> tuple[Log, ...]:
-        assert (address, tuple(topics)) == (RESERVE, (CHANNEL_CLOSED, channel().channel_id))
+        assert (address, tuple(topics)) == (RESERVE, (closed_topic(96), channel().channel_id))
         assert to_block is not None
         self.looks.append((from_block, to_block))
         return tuple(log for log in self.entries if from_block <= log.block_number <= to_block)
@@ -240,7 +328,7 @@ async def test_nonsense_is_no_state(data: bytes) -> None:
 
 def closed(captured: int, refunded: int, block: int, tx: str = "0x" + "ee" * 32) -> Log:
     data = bytes(encode(["uint96", "uint96"], [captured, refunded]))
-    return Log(RESERVE, (CHANNEL_CLOSED, channel().channel_id), data, block, tx)
+    return Log(RESERVE, (closed_topic(96), channel().channel_id), data, block, tx)
 
 
 HIGH = replace(HEAD, number=25_000)
