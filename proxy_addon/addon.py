@@ -41,6 +41,7 @@ class BursarAddon:
         self.settings: config.Settings | None = None
         self.runtime: Runtime | None = None
         self.failure: str | None = None  # why nothing is paid, for whoever started us
+        self.error: Exception | None = None  # the same, where an exception said so
         self._gate: PaymentGate | None = None
         self._replay: Replay | None = None
         self._upkeep: asyncio.Task[None] | None = None
@@ -77,6 +78,7 @@ class BursarAddon:
         try:
             self.runtime = await open_runtime(settings, need_signer=settings.mode == "pay")
         except (BursarError, StoreError, config.ConfigError) as error:
+            self.error = error
             return str(error)
         proxy = settings.proxy
         self._gate = PaymentGate(

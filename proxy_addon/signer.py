@@ -1,19 +1,19 @@
-"""The only holder of the payer's key. It signs what the record authorises, and nothing else.
+"""The only holder of keys. It signs what the record authorises, and nothing else.
 
 Every signature is checked twice against the same record: by whoever asks, and here, from the bytes that are
 signed. A voucher's digest is computed anew from the channel and the amount; a transaction is read back from
 its signing payload and must do exactly what was announced. A mistake elsewhere ends here as `SignerRefused`.
 
-The key is in one closure. No repr, pickle, copy or traceback shows it.
+A key is in one closure. No repr, pickle, copy or traceback shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 from proxy_addon.core.errors import BursarError
-from proxy_addon.methods.abi import keccak256, to_hex
+from proxy_addon.methods.abi import keccak256, parse_address, to_hex
 from proxy_addon.methods.tempo_session.guards import Guard, Guards
 from proxy_addon.methods.tempo_session.guards_v1 import V1_GUARDS
 from proxy_addon.methods.tempo_session.guards_v2 import V2_GUARDS
@@ -28,6 +28,8 @@ except ImportError as error:  # pragma: no cover - a broken installation
     raise ImportError(
         "coincurve, which signs, cannot be loaded: reinstall it (pip install --force-reinstall coincurve)"
     ) from error
+
+_Sign: TypeAlias = Callable[[bytes], bytes]
 
 GUARDS: Final[Mapping[tuple[str, str], Guards]] = {(FAMILY, "v1"): V1_GUARDS, (FAMILY, "v2"): V2_GUARDS}
 """By family and version of a channel's scope: whose transactions can be read back; any other is refused."""
@@ -50,19 +52,46 @@ class KeyRejected(BursarError):
 
 
 class Signer:
-    """Signs vouchers and a channel's transactions with one secp256k1 key, kept in memory only."""
+    """Signs vouchers and a channel's transactions with secp256k1 keys, kept in memory only.
 
-    __slots__ = ("_sign", "address", "voucher_signer")
+    Usually one key does both. A channel may name another key for its vouchers: a machine that holds only that one
+    can spend what is in the channels that exist, and can neither open one nor move anything else of the payer's.
+    """
 
-    def __init__(self, key: bytes) -> None:
-        """Raises `KeyRejected`. `key` is 32 bytes; the caller drops its own copy."""
-        self._sign, self.address = _enclose(key)
-        self.voucher_signer = self.address
+    __slots__ = ("_sign", "_sign_transaction", "address", "voucher_signer")
+
+    def __init__(self, key: bytes, voucher_key: bytes | None = None) -> None:
+        """The payer's key, and that of the vouchers if it is another one. Raises `KeyRejected`.
+
+        Keys are 32 bytes; the caller drops its own copies.
+        """
+        sign, self.address = _enclose(key)
+        self._sign_transaction: _Sign | None = sign
+        self._sign, self.voucher_signer = (
+            (sign, self.address) if voucher_key is None else _enclose(voucher_key)
+        )
 
     @classmethod
-    def from_hex(cls, text: str) -> Signer:
-        """From 64 hex digits, with or without 0x. Raises `KeyRejected`."""
-        return cls(parse_key(text))
+    def from_hex(cls, text: str, voucher_text: str | None = None) -> Signer:
+        """From 64 hex digits each, with or without 0x. Raises `KeyRejected`."""
+        return cls(parse_key(text), None if voucher_text is None else parse_key(voucher_text))
+
+    @classmethod
+    def of_vouchers(cls, voucher_key: bytes, *, payer: str) -> Signer:
+        """One that signs vouchers for channels of `payer` and no transactions: the payer's key is elsewhere.
+
+        Raises `KeyRejected`, and ``ValueError`` if `payer` is no address.
+        """
+        signer = cls(voucher_key)
+        signer.address = parse_address(payer, "payer")
+        if signer.address != signer.voucher_signer:
+            signer._sign_transaction = None
+        return signer
+
+    @property
+    def signs_transactions(self) -> bool:
+        """False: it holds no key of the payer, so that it can neither open, top up nor close by force."""
+        return self._sign_transaction is not None
 
     def sign_voucher(self, digest: bytes, channel: Channel, amount: int) -> bytes:
         """65 bytes r ‖ s ‖ v over the voucher of `channel` for the cumulative `amount` (base units).
@@ -98,6 +127,10 @@ class Signer:
             _refuse(f"{shown}: {channel.pending.tx_hash} may still be on its way")
         if amount <= 0:
             _refuse(f"{shown}: it adds nothing")
+        if channel.scope.voucher_signer != self.voucher_signer:
+            _refuse(
+                f"{shown}: its voucher signer is {channel.scope.voucher_signer}, not {self.voucher_signer}"
+            )
         return self._guarded(self._guards(channel.scope).top_up(channel, amount, sponsored))
 
     def requesting_close(self, channel: Channel) -> GuardedSigner:
@@ -112,8 +145,13 @@ class Signer:
 
     def _guarded(self, guard: Guard) -> GuardedSigner:
         if guard.scope.payer != self.address:
-            _refuse(f"the payer is {guard.scope.payer}, our key is that of {self.address}")
-        return GuardedSigner(self.address, guard, self._sign)
+            _refuse(f"the payer of {guard.what} is {guard.scope.payer}, we sign for {self.address}")
+        if self._sign_transaction is None:
+            _refuse(
+                f"{guard.what} needs the key of the payer {self.address}; here is only that of its voucher signer"
+                f" {self.voucher_signer}"
+            )
+        return GuardedSigner(self.address, guard, self._sign_transaction)
 
     def _guards(self, scope: PaymentScope) -> Guards:
         guards = GUARDS.get((scope.family, scope.version))
@@ -127,6 +165,8 @@ class Signer:
 
     def _check_channel(self, channel: Channel, amount: int) -> None:
         shown = f"a voucher of {amount} on channel {channel.channel_id}"
+        if channel.scope.payer != self.address:
+            _refuse(f"{shown}: its payer is {channel.scope.payer}, not {self.address}")
         if channel.scope.voucher_signer != self.voucher_signer:
             _refuse(f"{shown}: its signer is {channel.scope.voucher_signer}, not {self.voucher_signer}")
         if channel.status not in _VOUCHER_STATUS:
@@ -139,7 +179,10 @@ class Signer:
             _refuse(f"{shown}: it is closing with {channel.close_amount}")
 
     def __repr__(self) -> str:
-        return f"Signer({self.address})"
+        own = self.voucher_signer == self.address
+        return (
+            f"Signer({self.address})" if own else f"Signer({self.address}, vouchers by {self.voucher_signer})"
+        )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a signer is never pickled or copied: it holds a key")
@@ -150,7 +193,7 @@ class GuardedSigner:
 
     __slots__ = ("_guard", "_sign", "_signed", "address")
 
-    def __init__(self, address: str, guard: Guard, sign: Callable[[bytes], bytes]) -> None:
+    def __init__(self, address: str, guard: Guard, sign: _Sign) -> None:
         self.address = address
         self._guard = guard
         self._sign = sign
@@ -186,7 +229,7 @@ def parse_key(text: str) -> bytes:
     return key
 
 
-def _enclose(key: bytes) -> tuple[Callable[[bytes], bytes], str]:
+def _enclose(key: bytes) -> tuple[_Sign, str]:
     """A function that signs a digest, and the address it signs for; the key is in the closure alone."""
     if len(key) != 32 or not 0 < int.from_bytes(key, "big") < SECP256K1_ORDER:
         raise KeyRejected("a private key is 32 bytes, and between 1 and the order of secp256k1")

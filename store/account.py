@@ -43,6 +43,7 @@ class Ending(StrEnum):
         "undelivered"  # answered, but nothing proves whether it was charged, or it was not delivered whole
     )
     UNKNOWN = "unknown"  # no answer: it may still arrive and be charged until its challenge expires
+    METERED = "metered"  # a stream ended: `charged` of its hold is paid, the rest is uncertain
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,16 @@ class Ended:
     at: int
     spent: int | None = None
     accepted: int = 0
+    charged: int = 0  # METERED: what of the hold was delivered, or is proven to be charged
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """Journal: a metered stream is about to get a voucher for `amount` more."""
+
+    request_id: str
+    amount: int
+    voucher: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,7 @@ class Probed:
     voucher: int
 
 
-Move = Sent | Ended | Probed
+Move = Sent | Grown | Ended | Probed
 
 
 def raise_authorised(channel: Channel, amount: int) -> Channel:
@@ -115,6 +126,14 @@ def hold(
     return _with_hold(replace(channel, seq=seq), held), held
 
 
+def grow(channel: Channel, move: Grown) -> Channel:
+    """A stream's hold takes `amount` more out of ``free``, for the voucher that goes out next."""
+    old = _find(channel, move.request_id)
+    if move.amount < 0 or move.amount > channel.free:
+        raise IllegalMove(f"{channel.channel_id} has {channel.free} free, not {move.amount}")
+    return _grown(channel, old, move)
+
+
 def restamp(channel: Channel, request_id: str, *, voucher: int, expires_at: int) -> tuple[Channel, Hold]:
     """The same hold, sent once more with another voucher or challenge: no new money."""
     old = _find(channel, request_id)
@@ -136,6 +155,11 @@ def end(channel: Channel, move: Ended) -> Channel:
             channel = _doubt(channel, ended.amount, move.at)
         case Ending.UNKNOWN:
             channel = _doubt(channel, ended.amount, ended.expires_at + UNKNOWN_MARGIN_MS)
+        case Ending.METERED:
+            charged = max(0, min(move.charged, ended.amount))
+            channel = replace(channel, paid=channel.paid + charged)
+            if ended.amount > charged:
+                channel = _doubt(channel, ended.amount - charged, move.at)
         case _:
             assert_never(move.ending)
     if move.accepted:
@@ -194,6 +218,9 @@ def apply(channel: Channel, move: Move) -> Channel:
             if held.request_id in channel.holds:  # sent again under the same hold
                 return replace(channel, holds={**channel.holds, held.request_id: held})
             return _with_hold(replace(channel, seq=channel.seq + 1), held)
+        case Grown():
+            growing = channel.holds.get(move.request_id)
+            return channel if growing is None else _grown(channel, growing, move)
         case Ended():
             # A line of a hold that the record has ended already says nothing new.
             return end(channel, move) if move.request_id in channel.holds else channel
@@ -254,6 +281,12 @@ def _find(channel: Channel, request_id: str) -> Hold:
         return channel.holds[request_id]
     except KeyError:
         raise IllegalMove(f"{channel.channel_id} holds nothing for request {request_id}") from None
+
+
+def _grown(channel: Channel, old: Hold, move: Grown) -> Channel:
+    new = replace(old, amount=old.amount + move.amount, voucher=move.voucher)
+    holds = {**channel.holds, move.request_id: new}
+    return replace(channel, holds=holds, held=channel.held + move.amount)
 
 
 def _with_hold(channel: Channel, held: Hold) -> Channel:

@@ -18,7 +18,7 @@ from typing import Any, Final, assert_never
 
 import orjson
 
-from store.account import Ended, Ending, IllegalMove, Move, Probed, Sent
+from store.account import Ended, Ending, Grown, IllegalMove, Move, Probed, Sent
 from store.contract import StoreUnavailable
 from store.records import Hold, JournalMark
 
@@ -190,6 +190,14 @@ def _move_to_json(move: Move) -> dict[str, Any]:
                 "at": move.at,
                 "spent": None if move.spent is None else str(move.spent),
                 "accepted": str(move.accepted),
+                "charged": str(move.charged),
+            }
+        case Grown():
+            return {
+                "kind": "grown",
+                "request": move.request_id,
+                "amount": str(move.amount),
+                "voucher": str(move.voucher),
             }
         case Probed():
             return {
@@ -225,7 +233,10 @@ def _move_from_json(data: Mapping[str, Any]) -> Move:
                 at=int(data["at"]),
                 spent=None if data["spent"] is None else int(data["spent"]),
                 accepted=int(data["accepted"]),
+                charged=int(data.get("charged", 0)),  # missing in lines of before there were streams
             )
+        case "grown":
+            return Grown(request_id=data["request"], amount=int(data["amount"]), voucher=int(data["voucher"]))
         case "probed":
             return Probed(
                 seq=int(data["seq"]),

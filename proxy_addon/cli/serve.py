@@ -122,9 +122,8 @@ def announce(descriptor: int) -> Callable[[Listening], None]:
 
 
 def _failed(payer: addon.BursarAddon) -> Failure:
-    error = getattr(payer, "error", None)
-    if isinstance(error, Exception):
-        return failure_of(error)
+    if payer.error is not None:
+        return failure_of(payer.error)
     return Failure(str(payer.failure), ExitCode.CONFIG)
 
 

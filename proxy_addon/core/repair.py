@@ -38,6 +38,7 @@ _HIGHER: Final = frozenset({"verification-failed", "session/delta-too-small"})
 _EMPTY: Final = frozenset({"session/insufficient-balance", "payment-insufficient"})
 _DISTRUST: Final = frozenset({"session/invalid-signature", "session/signer-mismatch"})
 _GONE: Final = frozenset({"session/channel-not-found", "session/channel-finalized"})
+_MOVES: Final = frozenset({Way.DEPOSIT, Way.GONE})
 
 
 @dataclass(slots=True)
@@ -75,20 +76,44 @@ class Tries:
                 assert_never(way)
 
 
-def way_out(status: int, kind: str | None, voucher: int, channel: Channel, tries: Tries) -> Way:
-    """What the refusal `kind` of a request that carried `voucher` (cumulative) calls for."""
-    if status == 410 or kind in _GONE:
+def way_out(
+    status: int,
+    kind: str | None,
+    voucher: int,
+    channel: Channel,
+    tries: Tries,
+    *,
+    usable: bool = True,
+    new_terms: bool = False,
+    payable: bool = True,
+) -> Way:
+    """What the refusal `kind` of a request that carried `voucher` (cumulative) calls for.
+
+    `usable`: the channel may still be dispatched on (another request's refusal may have ended that). `new_terms`:
+    the challenge that came with the refusal asks for another price, or for another channel. `payable`: there is a
+    challenge that may be paid now.
+    """
+    way = _way_out(status, kind, voucher < channel.authorised, tries, usable=usable, new_terms=new_terms)
+    if payable or way is Way.DISTRUST:
+        return way
+    return Way.DISTRUST if way in _MOVES else Way.GIVE_UP
+
+
+def _way_out(
+    status: int, kind: str | None, overtaken: bool, tries: Tries, *, usable: bool, new_terms: bool
+) -> Way:
+    if status == 410 or kind in _GONE or (not usable and kind not in _DISTRUST):
         return Way.GONE if tries.moves == 0 else Way.DISTRUST
     if kind in _DISTRUST:
         return Way.DISTRUST
-    if voucher < channel.authorised and kind in _HIGHER | _EMPTY:
-        return Way.RESEND if tries.resends < MAX_RESENDS else Way.GIVE_UP
     if kind == "session/amount-exceeds-deposit":
         return Way.DEPOSIT if tries.moves == 0 else Way.DISTRUST
+    if new_terms or kind in _ANEW:  # whatever it says of the voucher, it was for other terms
+        return Way.ANEW if tries.anew == 0 else Way.GIVE_UP
+    if overtaken and kind in _HIGHER | _EMPTY:
+        return Way.RESEND if tries.resends < MAX_RESENDS else Way.GIVE_UP
     if kind in _HIGHER:
         return Way.BUMP if tries.bumps < MAX_BUMPS else Way.GIVE_UP
     if kind in _EMPTY:
         return Way.WRITE_OFF if tries.write_offs == 0 else Way.GIVE_UP
-    if kind in _ANEW:
-        return Way.ANEW if tries.anew == 0 else Way.GIVE_UP
     return Way.GIVE_UP

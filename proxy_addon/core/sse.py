@@ -46,6 +46,7 @@ _END_OF_LINE: Final = re.compile(rb"[\r\n]")
 _EMPTY_LINES: Final = re.compile(rb"[\r\n]+")
 # The end of a line and the first byte of the empty one behind it. Possessive: the two bytes of a CRLF are one end.
 _EMPTY_LINE: Final = re.compile(rb"(?:\r\n?+|\n)[\r\n]")
+_EMPTY: Final = (b"\n\n", b"\n\r", b"\r\r")  # the same: one of these is in every match of `_EMPTY_LINE`
 _ANY_END: Final = re.compile(rb"\r\n|\r|\n")
 _NAMED: Final[dict[bytes, PaymentName]] = {
     b"event:payment-need-voucher": "payment-need-voucher",
@@ -53,6 +54,7 @@ _NAMED: Final[dict[bytes, PaymentName]] = {
     b"event:payment-receipt": "payment-receipt",
     b"event: payment-receipt": "payment-receipt",
 }
+_LIKE_A_NAME: Final = re.compile(rb"event: ?payment-")
 _LONGEST: Final = max(map(len, _NAMED))
 _BEGINNINGS: Final = frozenset(line[:size] for line in _NAMED for size in range(len(line) + 1))
 
@@ -111,11 +113,7 @@ class EventFilter:
             if data.startswith(_BOM):
                 self._out.append(_BOM)
                 data = data[len(_BOM) :]
-        if self._whole_and_harmless(data):
-            self._taken = False
-            self._out.append(data)
-        else:
-            self._read(data)
+        self._read(data)
         return self._fed()
 
     def end(self) -> Fed:
@@ -129,16 +127,6 @@ class EventFilter:
         self._state, self._start = _State.BETWEEN, None
         return self._fed()
 
-    def _whole_and_harmless(self, data: bytes) -> bool:
-        """Whole events without a payment event's name, as nearly every piece is: they pass unread."""
-        return (
-            self._state is _State.BETWEEN
-            and not self._cr
-            and data.endswith((b"\n\n", b"\r\n\r\n"))
-            and b"event:payment-" not in data
-            and b"event: payment-" not in data
-        )
-
     def _fed(self) -> Fed:
         out = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         fed = Fed(out, tuple(self._events))
@@ -146,7 +134,7 @@ class EventFilter:
         return fed
 
     def _read(self, data: bytes) -> None:
-        position = 0
+        position = searched = 0
         while position < len(data):
             if self._cr:
                 self._cr = False
@@ -155,6 +143,10 @@ class EventFilter:
                     position += 1
                     continue
             match self._state:
+                case _State.BETWEEN if position >= searched:
+                    name = _first_name(data, position)
+                    position = self._skip(data, position, name)
+                    searched = name + 1  # not again before that: the work stays linear, and goes on
                 case _State.BETWEEN:
                     position = self._between(data, position)
                 case _State.COMMENT:
@@ -172,6 +164,17 @@ class EventFilter:
                 self._give_up()
         elif self._state is not _State.DROPPING and not self._taken:
             self._out.append(b"\n")
+
+    def _skip(self, data: bytes, position: int, name: int) -> int:
+        """Passes all that ends before `name`, unread: most pieces hold no payment event, and pass whole."""
+        last = max(data.rfind(two, position, name) for two in _EMPTY)
+        if last < 0:
+            return position
+        stop = last + 2
+        self._out.append(data[position:stop])
+        self._cr = data[stop - 1] == _CR
+        self._taken = False
+        return stop
 
     def _between(self, data: bytes, position: int) -> int:
         self._taken = False
@@ -262,6 +265,12 @@ class EventFilter:
             self._taken = True
         self._held.clear()
         self._state = _State.BETWEEN
+
+
+def _first_name(data: bytes, position: int) -> int:
+    """Where what looks like a payment event's name begins, or the end of `data`."""
+    found = _LIKE_A_NAME.search(data, position)
+    return found.start() if found else len(data)
 
 
 def _data(event: bytes) -> bytes | None:

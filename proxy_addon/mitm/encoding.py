@@ -138,13 +138,22 @@ class _Brotli:
             self._begun = True
             if self._stream.is_finished():
                 raise _broken("br", "there are bytes behind its end")
-            try:
-                out += self._stream.process(data[start : start + _BR_STEP])
-            except brotli.error as error:
-                raise _broken("br", error) from None
-            if len(out) > self._limit:
-                raise _bomb("br", self._limit)
+            self._decode(data[start : start + _BR_STEP], out)
+        # It keeps back what did not fit its first buffer of 32 KB, until it is asked again.
+        while not self._stream.is_finished() and self._decode(b"", out):
+            pass
         return bytes(out)
+
+    def _decode(self, data: bytes, out: bytearray) -> bool:
+        """Appends to `out`; did anything come?"""
+        try:
+            decoded: bytes = self._stream.process(data)
+        except brotli.error as error:
+            raise _broken("br", error) from None
+        if len(out) + len(decoded) > self._limit:
+            raise _bomb("br", self._limit)
+        out += decoded
+        return bool(decoded)
 
     @property
     def complete(self) -> bool:

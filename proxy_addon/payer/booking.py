@@ -88,9 +88,13 @@ async def set_aside(audit: Audit, attempt: Attempt, reason: str) -> None:
     if till.channel.status is not ChannelStatus.OPEN:
         return
 
+    ours = False
+
     def change(record: Channel) -> Channel:
+        nonlocal ours
         if record.status is not ChannelStatus.OPEN:
             return record
+        ours = True
         return replace(record, status=ChannelStatus.ASIDE, note=reason)
 
     try:
@@ -98,6 +102,8 @@ async def set_aside(audit: Audit, attempt: Attempt, reason: str) -> None:
     except StoreError as error:
         till.fenced = True  # dispatch nothing on it in any case
         log.error("bursar: %s", error)
+    if not ours:  # another request's refusal was faster
+        return
     channel, token = till.channel, attempt.want.caps.token
     audit.note(
         "set-aside",

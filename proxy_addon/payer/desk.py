@@ -72,6 +72,7 @@ class Desk:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
             for till in self._with_room(want):
+                till.heed(terms.min_delta)
                 try:
                     return await till.take(want)
                 except ChannelUnusable:
@@ -116,8 +117,8 @@ class Desk:
                     return None
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
-                if any(self._parts.store.is_busy(channel) for channel in on_record):
-                    return None  # another process has it: it gives it back, or its opening is decided
+                if await self._others_at_work(on_record):
+                    return None  # they give it back, or their opening is decided
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
             except ChainUnavailable as error:
                 raise LocalRefusal("chain-unavailable", str(error)) from None
@@ -219,6 +220,15 @@ class Desk:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._top_up_again_at = self._parts.now() + TOP_UP_PAUSE_MS
             log.warning("bursar: no top-up for now: %s", error)
+
+    async def _others_at_work(self, before: tuple[Channel, ...]) -> bool:
+        """Has another process a channel of this scope, or had one since `before` was read?"""
+        try:
+            now = await self._parts.store.of_scope(self.scope)
+        except StoreError as error:
+            raise LocalRefusal("store", str(error)) from None
+        known = {channel.channel_id for channel in before}
+        return any(one.channel_id not in known or self._parts.store.is_busy(one) for one in now)
 
     # -- the end of an opening
 

@@ -16,22 +16,29 @@ from proxy_addon.audit import RequestFacts, amount_fields
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError
 from proxy_addon.core.messages import (
     PAYMENT_RESPONSE_FIELDS,
-    Challenge,
     Problem,
     build_credential,
     parse_challenges,
     parse_problem,
 )
 from proxy_addon.core.policy import SpendPolicy
-from proxy_addon.core.repair import HOLD_BACK_AFTER, Way, way_out
+from proxy_addon.core.repair import Way
 from proxy_addon.methods import registry
 from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Fields, Outcome, Outgoing, Ticket
 from proxy_addon.payer import booking
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
-from proxy_addon.payer.ticket import Attempt, Offer, PayTicket, facts_of, origin_of, pays_itself
+from proxy_addon.payer.repairing import Repairs
+from proxy_addon.payer.ticket import (
+    Attempt,
+    ChallengeExpired,
+    Offer,
+    PayTicket,
+    facts_of,
+    origin_of,
+    pays_itself,
+)
 from proxy_addon.payer.till import Grant, Want
-from store import account
 from store.account import Ending
 from store.lifecycle import PENDING_OPEN
 
@@ -56,6 +63,7 @@ class PaymentGate:
         self._reason_header = reason_header
         self._why_not = why_not
         self._offers = Offers(parts, policy)
+        self._repairs = Repairs(parts, self._offers, self)
         self._accept: Fields = (("Accept-Payment", registry.accept_payment()),)
 
     # -- 1: the request's headers are here
@@ -135,7 +143,7 @@ class PaymentGate:
         if ticket.offer is None:
             return self._unpaid(ticket)
         try:
-            return await self._pay(ticket, ticket.offer)
+            return await self.pay(ticket, ticket.offer)
         except LocalRefusal:
             return self._unpaid(ticket)
 
@@ -164,6 +172,7 @@ class PaymentGate:
         if attempt.opening:
             attempt.offer.desk.opening_ended(attempt.grant.till, sent=True, told=attempt.receipt is not None)
         if attempt.receipt is not None:
+            attempt.grant.till.answer_came(ticket.facts.request_id)
             self._offers.taken(ticket.route, attempt.offer)
 
     # -- 4: an answer that may ask for money
@@ -173,6 +182,11 @@ class PaymentGate:
         ticket.status = response.status_code
         try:
             outgoing = await self._answered(ticket, response, body)
+        except ChallengeExpired as error:
+            if ticket.tries.anew:
+                return self._refuse(ticket.facts, ticket.status, error.reason, str(error))
+            ticket.tries.count(Way.ANEW)
+            outgoing = self._unpaid(ticket)  # to be asked again
         except LocalRefusal as error:
             return self._refuse(ticket.facts, ticket.status, error.reason, str(error))
         except BursarError as error:
@@ -192,7 +206,7 @@ class PaymentGate:
             if not parsed.challenges:
                 raise RemoteProtocolError(f"{ticket.facts.host} sent a bad challenge: {parsed.problems[0]}")
             offer = self._offers.choose(ticket, parsed.challenges)
-            return self._shadow(ticket, offer) if self._policy.shadow else await self._pay(ticket, offer)
+            return self._shadow(ticket, offer) if self._policy.shadow else await self.pay(ticket, offer)
         if "Payment-Receipt" in response.headers:  # an application's own 402, after it charged for it
             self.received(ticket, response)
             return Deliver()
@@ -202,7 +216,7 @@ class PaymentGate:
             # Not an answer of the Payment scheme: nothing says whether it was charged.
             self.received(ticket, response)
             return Deliver()
-        return await self._mend(ticket, attempt, response.status_code, kind, parsed.challenges)
+        return await self._repairs.mend(ticket, attempt, response, kind, parsed.challenges)
 
     def _shadow(self, ticket: PayTicket, offer: Offer) -> Deliver:
         token, terms = offer.caps.token, offer.terms
@@ -239,15 +253,27 @@ class PaymentGate:
             fingerprint=ticket.fingerprint,
         )
 
-    async def _pay(
+    async def pay(
         self, ticket: PayTicket, offer: Offer, *, bump: bool = False, write_off: bool = False
     ) -> Outgoing:
-        """Raises `LocalRefusal`; then nothing was signed for this attempt."""
+        """A new hold. Raises `LocalRefusal`; then nothing was signed for this attempt."""
         self._parts.need_signer()
         want = self._want(ticket, offer)
         want.bump, want.write_off = bump, write_off
         grant = await offer.desk.take(want, offer.terms, offer.challenge, offer.resource)
+        if not offer.live(self._parts.now()):
+            if grant.channel.status in PENDING_OPEN:
+                offer.desk.opening_ended(grant.till, sent=False, told=False)
+            grant.till.end(grant.hold, Ending.FREE, want, reason="not sent")
+            raise ChallengeExpired(ticket.facts.host)
         return self._dispatch(ticket, offer, want, grant)
+
+    def resend(self, ticket: PayTicket, attempt: Attempt, offer: Offer) -> Outgoing:
+        """The same hold with the current voucher, against a fresh challenge. No new money. Raises `LocalRefusal`."""
+        attempt.offer = offer
+        attempt.want.challenge_id, attempt.want.expires_at = offer.challenge.id, offer.expires_at
+        attempt.grant = attempt.grant.till.resend(attempt.grant, attempt.want)
+        return self._credential(ticket, attempt)
 
     def _dispatch(self, ticket: PayTicket, offer: Offer, want: Want, grant: Grant) -> Outgoing:
         """The very last step: the hold is booked and the ledger's line is written; now the credential."""
@@ -270,80 +296,6 @@ class PaymentGate:
         if not (ticket.repeatable_method or ticket.own_idempotency_key):
             adds = (("Idempotency-Key", ticket.facts.request_id),)
         return Outgoing(sets=((offer.challenge.credential_header, value),), adds=adds)
-
-    # -- repairing
-
-    async def _mend(
-        self,
-        ticket: PayTicket,
-        attempt: Attempt,
-        status: int,
-        kind: str | None,
-        challenges: tuple[Challenge, ...],
-    ) -> Outgoing | Deliver:
-        """The server refused our payment: carry out what `core.repair` says. Ends the hold, unless it is sent again."""
-        grant, till, tries = attempt.grant, attempt.grant.till, ticket.tries
-        self._offers.refused(ticket.route, attempt.offer, kind)
-        if attempt.opening:
-            attempt.offer.desk.opening_ended(till, sent=True, told=False)
-            booking.end(ticket, attempt, Ending.FREE, kind)
-            raise LocalRefusal(
-                "open-refused",
-                f"{ticket.facts.host} did not take the opening of {grant.channel.channel_id} ({kind or 'no reason'});"
-                " only the chain knows whether it landed, and `bursar channels list` shows it",
-            )
-        way = way_out(status, kind, grant.amount, till.channel, tries)
-        fresh = attempt.offer
-        if challenges and way is not Way.GIVE_UP:
-            try:
-                fresh = self._offers.choose(ticket, challenges)
-            except BursarError:
-                booking.end(ticket, attempt, Ending.FREE, kind)
-                raise
-            if fresh.desk is not attempt.offer.desk or fresh.terms.price != attempt.offer.terms.price:
-                # Other terms: whatever it says of the old ones, decide anew, once.
-                way = Way.ANEW if tries.anew == 0 else Way.GIVE_UP
-        if way is Way.RESEND:
-            tries.resends += 1
-            if tries.resends >= HOLD_BACK_AFTER:
-                till.hold_back_for(ticket.facts.request_id)
-            attempt.offer = fresh
-            attempt.want.challenge_id, attempt.want.expires_at = fresh.challenge.id, fresh.expires_at
-            attempt.grant = till.resend(grant, attempt.want)
-            return self._credential(ticket, attempt)
-        booking.end(ticket, attempt, Ending.FREE, kind)
-        match way:
-            case Way.ANEW:
-                tries.anew += 1
-                return await self._pay(ticket, fresh)
-            case Way.BUMP:
-                tries.bumps += 1
-                if kind == "session/delta-too-small":
-                    till.channel = account.learn_delta(
-                        till.channel, grant.amount, attempt.want.caps.per_request
-                    )
-                return await self._pay(ticket, fresh, bump=True)
-            case Way.WRITE_OFF:
-                tries.write_offs += 1
-                return await self._pay(ticket, fresh, write_off=True)
-            case Way.GONE | Way.DEPOSIT:
-                tries.moves += 1
-                await booking.set_aside(self._parts.audit, attempt, kind or str(status))
-                return await self._pay(ticket, fresh)
-            case Way.DISTRUST:
-                await booking.set_aside(self._parts.audit, attempt, kind or str(status))
-            case _:
-                if tries.repaired:
-                    till.channel = account.count_bad_row(
-                        till.channel, ticket.dispatched_at, self._parts.now()
-                    )
-                    if account.is_spoiled(till.channel):
-                        await booking.set_aside(self._parts.audit, attempt, f"{kind}, again and again")
-        raise LocalRefusal(
-            "refused-by-server",
-            f"{ticket.facts.host} refused a voucher of {attempt.want.caps.token.show(grant.amount)} on"
-            f" {grant.channel.channel_id} ({kind or 'no reason given'}); its answer goes to the client",
-        )
 
     # -- 5: the end
 

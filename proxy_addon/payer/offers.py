@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError, UnsupportedChallenge
 from proxy_addon.core.headers import digest_matches
@@ -21,11 +21,23 @@ from proxy_addon.payer.desk import Desk
 from proxy_addon.payer.parts import LONGEST_CHALLENGE_MS, Parts
 from proxy_addon.payer.ticket import Offer, PayTicket, Route
 
+V = TypeVar("V")
+
 MOST_OFFERS: Final = 10_000
 REUSE_REFUSALS: Final = 2
 """So often may a server refuse a challenge that it gave before it expired; then its route's are used once only."""
 
 _REUSE_REFUSED: Final = frozenset({"invalid-challenge", "session/challenge-not-found", "payment-required"})
+_OF_THE_VOUCHER: Final = frozenset(
+    {
+        "verification-failed",
+        "payment-insufficient",
+        "session/delta-too-small",
+        "session/insufficient-balance",
+        "session/amount-exceeds-deposit",
+    }
+)
+"""Refusals that say nothing against the challenge: it stays good for the route's next request."""
 _NOBODY: Final = "0x" + "00" * 20
 
 
@@ -38,7 +50,8 @@ class Offers:
         self._desks: dict[str, Desk] = {}
         self._by_origin: dict[Origin, Desk] = {}
         self._kept: OrderedDict[Route, Offer] = OrderedDict()
-        self._refused_reuse: dict[Route, int] = {}
+        self._refused_reuse: OrderedDict[Route, int] = OrderedDict()
+        self._paused: OrderedDict[Route, int] = OrderedDict()  # ms; nothing is paid in advance before
 
     @property
     def desks(self) -> tuple[Desk, ...]:
@@ -120,10 +133,10 @@ class Offers:
 
     def of_route(self, ticket: PayTicket) -> Offer | None:
         """The offer that a request of this route may use at once."""
-        offer = self._kept.get(ticket.route)
-        if offer is None or blocks_client(ticket, offer.challenge):
+        offer, now = self._kept.get(ticket.route), self._parts.now()
+        if offer is None or blocks_client(ticket, offer.challenge) or self._paused.get(ticket.route, 0) > now:
             return None
-        if not offer.live(self._parts.now()):
+        if not offer.live(now):
             del self._kept[ticket.route]
             return None
         return offer
@@ -138,18 +151,36 @@ class Offers:
         """The server took a payment against this offer: keep it for the next request of its route."""
         offer.used += 1
         self._by_origin[route[0]] = offer.desk
+        self._paused.pop(route, None)
+        if offer.used > 1:  # so it does take a challenge again
+            self._refused_reuse.pop(route, None)
         if offer.challenge.digest is not None or self._refused_reuse.get(route, 0) >= REUSE_REFUSALS:
             return
-        self._kept[route] = offer
-        self._kept.move_to_end(route)
-        if len(self._kept) > MOST_OFFERS:
-            self._kept.popitem(last=False)
+        _put(self._kept, route, offer)
 
     def refused(self, route: Route, offer: Offer, kind: str | None) -> None:
         """The server refused a payment against this offer; some servers take a challenge once only."""
-        self._kept.pop(route, None)
-        if offer.used and kind in _REUSE_REFUSED:
-            self._refused_reuse[route] = self._refused_reuse.get(route, 0) + 1
+        if kind in _OF_THE_VOUCHER:
+            return
+        if self._kept.get(route) is offer:
+            del self._kept[route]
+        # Requests in flight together are refused together, and a new secret ends any challenge: neither says
+        # that this server never takes one again.
+        if offer.used == 1 and not offer.refused and kind in _REUSE_REFUSED:
+            offer.refused = True
+            _put(self._refused_reuse, route, self._refused_reuse.get(route, 0) + 1)
+
+    def pause(self, route: Route, seconds: int) -> None:
+        """The server wants no payment for so long: the route's requests go unpaid first, and are asked again."""
+        _put(self._paused, route, self._parts.now() + seconds * 1000)
+
+
+def _put(kept: OrderedDict[Route, V], route: Route, value: V) -> None:
+    """The last ones only: a client that walks through paths must not fill our memory."""
+    kept[route] = value
+    kept.move_to_end(route)
+    if len(kept) > MOST_OFFERS:
+        kept.popitem(last=False)
 
 
 def blocks_client(ticket: PayTicket, challenge: Challenge) -> bool:

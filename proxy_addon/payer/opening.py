@@ -19,7 +19,7 @@ from proxy_addon.core.errors import ChainUnavailable, LocalRefusal
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import ChainState, Method
 from proxy_addon.payer.parts import Parts
-from proxy_addon.payer.till import Till, Want, limit_refusal
+from proxy_addon.payer.till import Till, Want, limit_refusal, over_max_price
 from store import budgets
 from store.channels import LimitExceeded
 from store.contract import StoreError
@@ -45,6 +45,8 @@ async def propose(
     signer, chain, caps = parts.need_signer(), parts.chain(scope.chain), want.caps
     deposit = caps.deposit_for(terms)
     first = max(want.price, terms.min_delta)
+    if want.tries.new_money + first > caps.per_request:
+        raise over_max_price(want, first)
     head, balance = await asyncio.gather(chain.head(), chain.balance(scope.token, scope.payer))
     plan = method.plan_open(
         scope,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mitmproxy import http
 
 from proxy_addon.audit import RequestFacts
+from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.core.messages import PAYMENT_REQUEST_FIELDS, Challenge, Receipt, is_payment_credential
 from proxy_addon.core.policy import Caps, Origin
 from proxy_addon.core.repair import Tries
@@ -23,6 +24,15 @@ EXPIRY_SKEW_MS = 5_000
 """A challenge is not used in its last seconds: the server's clock may be ahead of ours."""
 
 
+class ChallengeExpired(LocalRefusal):
+    """Its time ran out while the payment waited, for the chain or for other requests. Nothing was sent."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            "expired", f"the challenge of {host} expired before the payment could be sent; try again"
+        )
+
+
 @dataclass(slots=True, eq=False)
 class Offer:
     """A challenge that we have judged and may pay; good for the next requests of its route until it expires."""
@@ -35,6 +45,7 @@ class Offer:
     expires_at: int  # ms
     resource: str  # URL without query
     used: int = 0
+    refused: bool = False  # after it had been taken
 
     def live(self, now: int) -> bool:
         return now < self.expires_at - EXPIRY_SKEW_MS

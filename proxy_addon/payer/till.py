@@ -21,7 +21,7 @@ from proxy_addon.core.repair import Tries
 from proxy_addon.methods.contract import Method
 from proxy_addon.signer import Signer
 from store import account
-from store.account import Ended, Ending, Sent
+from store.account import Ended, Ending, Grown, Sent
 from store.amounts import Token
 from store.channels import ChannelStore, Fenced, LimitExceeded
 from store.contract import StoreError
@@ -92,6 +92,7 @@ class Till:
         self._signed: tuple[int, bytes] | None = None
         self._first: str | None = None  # the request that is served before anything is raised again
         self.fenced = False
+        self.exclusive: str | None = None  # the request whose metered stream has this channel to itself
         self.last_used = now()
         self.signatures = 0
         self.commits = 0
@@ -120,6 +121,7 @@ class Till:
             self._pump is not None
             or self._waiting
             or not self.usable
+            or self.exclusive not in (None, want.facts.request_id)
             or want.bump
             or want.write_off
             or self._signed is None
@@ -132,6 +134,7 @@ class Till:
     async def take(self, want: Want) -> Grant:
         """A grant, after a commit shared with all that wait. Raises `LocalRefusal`; then nothing was signed for it."""
         self._check_usable()
+        self._check_shared(want)
         future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting.append((want, future))
         self._kick()
@@ -148,17 +151,29 @@ class Till:
         return self._grant(want)
 
     def resend(self, grant: Grant, want: Want) -> Grant:
-        """Repair a: the same hold with the current voucher. No new money."""
+        """Repairs a and b: the same hold with the current voucher. No new money. Raises `LocalRefusal`."""
+        if self.fenced:
+            raise ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
         self.channel, hold = account.restamp(
             self.channel, grant.hold.request_id, voucher=self.channel.authorised, expires_at=want.expires_at
         )
         return self._attach(hold, want)
 
-    def hold_back_for(self, request_id: str | None) -> None:
-        """Raise nothing more until this request has its answer (None: until nobody in particular has)."""
-        if self._first != request_id:
+    def hold_back_for(self, request_id: str) -> None:
+        """Raise nothing more until this request has its answer, unless another is being waited for already."""
+        if self._first is None:
             self._first = request_id
+
+    def answer_came(self, request_id: str) -> None:
+        """The server took this request's voucher; its body may go on for long."""
+        if self._first == request_id:
+            self._first = None
             self._kick()
+
+    def heed(self, min_delta: int) -> None:
+        """A challenge says how much each voucher must add to the last one."""
+        if min_delta > self.channel.min_delta:
+            self.channel = replace(self.channel, min_delta=min_delta)
 
     def _check_usable(self) -> None:
         if self.fenced:
@@ -167,6 +182,64 @@ class Till:
             raise ChannelUnusable(
                 "channel-not-open", f"channel {self.channel.channel_id} is {self.channel.status}"
             )
+
+    def _check_shared(self, want: Want) -> None:
+        if self.exclusive not in (None, want.facts.request_id):
+            raise ChannelUnusable("stream", f"channel {self.channel.channel_id} pays for a metered stream")
+
+    def reserve(self, request_id: str) -> bool:
+        """Give the channel to one metered stream alone. False if anything else is on it."""
+        if not self.idle or self.exclusive is not None:
+            return False
+        self.exclusive = request_id
+        return True
+
+    def vacate(self, request_id: str) -> None:
+        """The stream has ended, or never began: the channel is for everyone again."""
+        if self.exclusive == request_id:
+            self.exclusive = None
+            self._kick()
+
+    async def grow(self, hold: Hold, amount: int, want: Want) -> Grant:
+        """A voucher for `amount` more on a stream's hold, out of what is free and a raise for the rest.
+
+        The raise is durable, and the ledger has the voucher's line, before the signature is handed out.
+        Raises `LocalRefusal` (limits, deposit used up, fenced): then nothing was signed.
+        """
+        self._check_usable()
+        raised = max(0, amount - self.channel.free)
+        if raised:
+            raised = max(raised, self.channel.min_delta)
+            if self.channel.authorised + raised > self.channel.ceiling:
+                raise self._refusal(_NoRoom("the deposit is used up"), want)
+            try:
+                await self.commit(
+                    raised=raised, counters=want.caps.raise_moves(raised, utc_date(self._now()))
+                )
+            except LimitExceeded as error:
+                raise limit_refusal(error, want.facts.host, want.caps.token) from None
+            except StoreError as error:
+                raise LocalRefusal("store", str(error)) from None
+        move = Grown(hold.request_id, amount, self.channel.authorised)
+        self.channel = account.grow(self.channel, move)
+        self.last_used = self._now()
+        signature = self._sign(move.voucher)
+        fields = {
+            **want.facts.fields(),
+            "challenge": want.challenge_id,
+            "cumulative": str(move.voucher),
+            **amount_fields(want.caps.token, amount),
+        }
+        try:
+            self._audit.move("voucher", fields, channel_id=self.channel.channel_id, move=move)
+        except StoreError as error:
+            raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
+        return Grant(self, self.channel, self.channel.holds[hold.request_id], move.voucher, signature)
+
+    def current(self, hold: Hold) -> Grant:
+        """The current voucher once more, for a stream: no new money."""
+        amount = self.channel.authorised
+        return Grant(self, self.channel, self.channel.holds[hold.request_id], amount, self._sign(amount))
 
     def _kick(self) -> None:
         if self._pump is None and self._waiting and self._may_serve():
@@ -193,7 +266,9 @@ class Till:
         """Raise for the whole group in one commit; where that does not fit, for as many as do, in order."""
         try:
             self._check_usable()
-            raised = await self._raise_for([want for want, _ in group])
+            for want, _ in group:
+                self._check_shared(want)
+            await self._raise_for([want for want, _ in group])
         except (LimitExceeded, _NoRoom) as error:
             if len(group) > 1:
                 middle = len(group) // 2
@@ -224,7 +299,6 @@ class Till:
             if self.channel.free < want.price:
                 self._waiting.append((want, future))
                 continue
-            want.tries.new_money += share(self.channel, want.price, raised)
             try:
                 future.set_result(self._grant(want))
             except LocalRefusal as error:
@@ -233,8 +307,11 @@ class Till:
                 log.exception("bursar: a payment failed inside")
                 future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
 
-    async def _raise_for(self, wants: Sequence[Want]) -> int:
-        """Make a raise for `wants` durable. Returns its size; 0 if they fit what is free."""
+    async def _raise_for(self, wants: Sequence[Want]) -> None:
+        """Make what `wants` need durable, and charge each request's own limit with its share of it.
+
+        Raises `_NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
+        """
         if any(want.write_off for want in wants):
             self.channel = account.write_off(self.channel, self.channel.free, self._now())
         caps = wants[0].caps
@@ -244,29 +321,24 @@ class Till:
             others_in_flight=len(self.channel.holds),
             ahead_limit=caps.authorise_ahead,
         )
-        for want in wants:
-            new_money = want.tries.new_money + share(self.channel, want.price, sizes[0])
-            if sizes[0] and new_money > want.caps.per_request:
-                if len(wants) > 1:
-                    raise _NoRoom("a request of the group is over its limit")
-                raise LocalRefusal(
-                    "over-max-price",
-                    f"{want.facts.host} made one request cost {caps.token.show(new_money)}, over max_price"
-                    f" {caps.token.show(want.caps.per_request)} ({caps.rule})",
-                )
         if sizes == (0,):
-            return 0
-        failure: LimitExceeded | _NoRoom | None = None
+            return
+        failure: LimitExceeded | _NoRoom | LocalRefusal | None = None
         for size in sizes:
+            shares = [share(self.channel, want.price, size) for want in wants]
             if self.channel.authorised + size > self.channel.ceiling:
                 failure = _NoRoom(f"the deposit of {self.channel.channel_id} is used up")
+                continue
+            if (failure := _over_limit(wants, shares)) is not None:
                 continue
             try:
                 await self.commit(raised=size, counters=caps.raise_moves(size, utc_date(self._now())))
             except LimitExceeded as error:
                 failure = error
                 continue
-            return size
+            for want, one in zip(wants, shares, strict=True):
+                want.tries.new_money += one
+            return
         assert failure is not None
         raise failure
 
@@ -310,12 +382,7 @@ class Till:
     def _attach(self, hold: Hold, want: Want) -> Grant:
         """Sign (once per amount), write the ledger's line, hand out."""
         amount = hold.voucher
-        if self._signed is None or self._signed[0] != amount:
-            if amount > self._durable:
-                raise LocalRefusal("internal", f"{amount} is not durable yet; nothing was signed")
-            digest = self.method.voucher_digest(self.channel, amount)
-            self._signed = (amount, self._signer.sign_voucher(digest, self.channel, amount))
-            self.signatures += 1
+        signature = self._sign(amount)
         fields = {
             **want.facts.fields(),
             "challenge": want.challenge_id,
@@ -326,7 +393,17 @@ class Till:
             self._audit.move("sent", fields, channel_id=self.channel.channel_id, move=Sent(hold))
         except StoreError as error:
             raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
-        return Grant(self, self.channel, hold, amount, self._signed[1])
+        return Grant(self, self.channel, hold, amount, signature)
+
+    def _sign(self, amount: int) -> bytes:
+        """Once per amount; nothing that is not durable. Raises `LocalRefusal`, `SignerRefused`."""
+        if self._signed is None or self._signed[0] != amount:
+            if amount > self._durable:
+                raise LocalRefusal("internal", f"{amount} is not durable yet; nothing was signed")
+            digest = self.method.voucher_digest(self.channel, amount)
+            self._signed = (amount, self._signer.sign_voucher(digest, self.channel, amount))
+            self.signatures += 1
+        return self._signed[1]
 
     # -- endings
 
@@ -340,26 +417,34 @@ class Till:
         accepted: bool = False,
         status: int | None = None,
         reason: str | None = None,
+        charged: int = 0,
     ) -> None:
-        """Book what became of a hold. Safe to call late; a hold that is gone is left alone."""
+        """Book what became of a hold. Safe to call late; a hold that is gone is left alone.
+
+        `charged` is for a metered stream: so much of the hold is paid, the rest uncertain.
+        """
         if hold.request_id not in self.channel.holds:
             return
         now = self._now()
-        voucher = self.channel.holds[hold.request_id].voucher
-        move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0)
+        hold = self.channel.holds[hold.request_id]  # it may have grown
+        voucher = hold.voucher
+        move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0, charged)
         self.channel = account.end(self.channel, move)
         self.last_used = now
         token = want.caps.token
+        metered = ending is Ending.METERED
+        amount = min(charged, hold.amount) if metered else hold.amount
         message = (
-            f"{want.facts.method} {want.facts.host}{want.facts.path}: {ending} {token.show(hold.amount)}"
+            f"{want.facts.method} {want.facts.host}{want.facts.path}: {ending} {token.show(amount)}"
             f" on {self.channel.channel_id[:10]}…" + (f" ({reason})" if reason else "")
         )
         fields = {
             **want.facts.fields(),
             "challenge": want.challenge_id,
             "cumulative": str(voucher),
-            **amount_fields(token, hold.amount),
-            "outcome": ending.value,
+            **amount_fields(token, amount),
+            "outcome": Ending.PAID.value if metered else ending.value,
+            "uncertain": str(hold.amount - amount) if metered else None,
             "status": status,
             "reason": reason,
             "spent": None if spent is None else str(spent),
@@ -438,7 +523,27 @@ class Till:
 
 
 class _NoRoom(Exception):
-    """The deposit does not cover it."""
+    """The deposit, or the limit of one of several requests, does not cover it."""
+
+
+def _over_limit(wants: Sequence[Want], shares: Sequence[int]) -> LocalRefusal | _NoRoom | None:
+    """Would a share take a request over its own limit? `_NoRoom` if another part of the group may do without it."""
+    for want, one in zip(wants, shares, strict=True):
+        if want.tries.new_money + one > want.caps.per_request:
+            if len(wants) > 1:
+                return _NoRoom("a request of the group is over its limit")
+            return over_max_price(want, one)
+    return None
+
+
+def over_max_price(want: Want, more: int) -> LocalRefusal:
+    """One request would authorise more than its limit, all repairs together."""
+    caps = want.caps
+    return LocalRefusal(
+        "over-max-price",
+        f"{want.facts.host} made one request cost {caps.token.show(want.tries.new_money + more)}, over max_price"
+        f" {caps.token.show(caps.per_request)} ({caps.rule})",
+    )
 
 
 def limit_refusal(error: LimitExceeded, host: str, token: Token) -> LocalRefusal:

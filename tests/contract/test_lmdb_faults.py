@@ -708,20 +708,24 @@ async def test_readers_that_died_are_forgotten(opened: Open, directory: Path) ->
     """At each opening, and whenever the map is full: the pages that they read cannot be used again."""
     async with peers_on("lmdb", directory, map_size=SMALL) as start:
 
-        async def dead_readers() -> int:
-            peers = [await start() for _ in range(2)]
-            for peer in peers:
-                await peer.call("get", "a")
-                await peer.kill()
-            return sum(str(peer.process.pid) in watcher._engine._env.readers() for peer in peers)
+        def readers(backend: LmdbBackend) -> set[int]:
+            return {int(line.split()[0]) for line in backend._engine._env.readers().splitlines()[1:]}
 
-        keeper = await start()  # while it lives, opening anew does not clear the table
-        await keeper.call("get", "a")
+        async def reader() -> Peer:
+            peer = await start()
+            await peer.call("get", "a")
+            return peer
+
+        keeper = await reader()  # while it lives, opening anew does not clear the table
         watcher = await opened(map_size=SMALL)
-        assert await dead_readers() == 2
+        first = await reader()
+        await first.kill()
+        assert {keeper.process.pid, first.process.pid} <= readers(watcher)
         await watcher.transact(fill(0, 100, 3000))
-        assert len(watcher._engine._env.readers().splitlines()) == 3  # the heading, the keeper, this process
-        assert await dead_readers() == 2
+        assert readers(watcher) - {os.getpid()} == {keeper.process.pid}
+        second = await reader()
+        await second.kill()
+        assert {keeper.process.pid, second.process.pid} <= readers(watcher)
         await watcher.close()
         again = await opened(map_size=SMALL)
-        assert len(again._engine._env.readers().splitlines()) == 3
+        assert readers(again) - {os.getpid()} == {keeper.process.pid}

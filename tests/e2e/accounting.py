@@ -87,6 +87,7 @@ class Books:
         """Nothing in flight and nothing unknown: all sums are equal.
 
         `charged` is what the client's requests cost by the price list: the one figure that is nobody's word.
+        Where a crash left requests without an end, the close says what they cost, in its `adjustment`.
         """
         channels = self.decided()
         for channel in channels:
@@ -97,7 +98,8 @@ class Books:
             assert channel.paid == int(book["spent"]), (channel, book)
             assert channel.deposit == int(book["deposit"]) or book["finalized"], (channel, book)
         assert sum(channel.paid for channel in channels) == charged
-        assert self.ledger_sum("ended", "amount", outcome="paid") == charged
+        told = self.ledger_sum("ended", "amount", outcome="paid") + self.ledger_sum("closed", "adjustment")
+        assert told == charged
         self.bounded()
         self._chain(channels)
 
@@ -128,7 +130,7 @@ class Books:
         assert now.escrow - self.before.escrow == inside
         assert self.before.payer - now.payer == captured + inside + fees
         assert sum(one.fees for one in channels) == fees
-        assert self.ledger_sum("opened", "fee") == fees
+        assert self.ledger_sum("opened", "fee") + self.ledger_sum("topped-up", "fee") == fees
         for channel in closed:
             assert channel.captured == channel.paid
             assert channel.refunded is not None

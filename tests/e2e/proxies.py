@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from proxy_addon import config
+from proxy_addon.config import Settings, load
 from tests.peers.devnet import Account, Devnet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,8 +103,8 @@ class Home:
         return self.directory / "ca"
 
     @property
-    def settings(self) -> config.Settings:
-        return config.load(self.config)
+    def settings(self) -> Settings:
+        return load(self.config)
 
     @property
     def ledger(self) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ class Upstream:
         }
         return {name: value for name, value in request.items() if value is not None}
 
-    def challenge(self, request: Mapping[str, Any] | None = None, **changes: str | None) -> str:
+    def challenge(self, request: Mapping[str, Any] | None = None, /, **changes: str | None) -> str:
         """A WWW-Authenticate value; `changes` replace its parameters, None takes one out."""
         parameters: dict[str, str | None] = {
             "id": "c1",

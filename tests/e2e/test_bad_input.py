@@ -43,7 +43,7 @@ Challenge = Callable[[Upstream], str]
 
 
 def of(**changes: str | None) -> Challenge:
-    return lambda upstream: upstream.challenge(**changes)
+    return lambda upstream: upstream.challenge(None, **changes)
 
 
 def asking(**changes: Any) -> Challenge:

@@ -1,4 +1,4 @@
-"""The event filter under a coverage-guided fuzzer: ``python -m tests.fuzz.fuzz_sse tests/fuzz/corpus/sse`` (needs atheris).
+"""The event filter under a coverage-guided fuzzer (atheris): ``python -m tests.fuzz.fuzz_sse tests/fuzz/corpus/sse``.
 
 An input is the number of piece sizes, the sizes, a byte for the limit (0xff: the real one), and the body.
 """

@@ -32,6 +32,7 @@ from tests.properties.bank import (
     Process,
     Server,
     date_of,
+    peek,
     proposed,
     run,
     scope_of,
@@ -66,6 +67,8 @@ class World(RuleBasedStateMachine):
         self.last_seen: dict[str, int] = {}
         self.server_now, self.skew = START, 0
         self.boot = "boot-0"
+        self.caps = CAPS
+        self.checked: dict[str, Channel] = {}
 
     @property
     def now(self) -> int:
@@ -118,10 +121,10 @@ class World(RuleBasedStateMachine):
         """Killed between the start of a commit and its return: it is there, or it is not."""
         commit = process.commits[channel_id]
         process.face.fate = fate
-        before = run(self.loop, self.reader.find(channel_id))
+        before = peek(self.reader.find(channel_id))
         with contextlib.suppress(Died, Fenced, LimitExceeded):
             run(self.loop, process.finish_commit(channel_id))
-        after = run(self.loop, self.reader.find(channel_id))
+        after = peek(self.reader.find(channel_id))
         assert before is not None
         assert after is not None
         if fate == "lost":
@@ -157,7 +160,7 @@ class World(RuleBasedStateMachine):
 
     def _propose(self, process: Process, scope: PaymentScope, honest: bool, price: int, deposit: int) -> str:
         channel_id = f"0x{next(self.numbers):064x}"
-        counters = CAPS.open_moves(deposit, price, date_of(self.now))
+        counters = self.caps.open_moves(deposit, price, date_of(self.now))
         base = proposed(channel_id, scope)
         assert base.pending is not None
         channel = replace(
@@ -167,20 +170,20 @@ class World(RuleBasedStateMachine):
             folded=process.journal.mark,
             pending=replace(base.pending, deposit=deposit, counters=counters),
         )
-        of_scope = run(self.loop, self.reader.of_scope(scope))
+        of_scope = peek(self.reader.of_scope(scope))
         pending = sum(one.status in PENDING_OPEN for one in of_scope)
         usable = sum(one.status in PENDING_OPEN | {OPEN} for one in of_scope)
         try:
             channel = run(
-                self.loop, process.store.propose(channel, counters, max_channels=CAPS.channels_per_scope)
+                self.loop, process.store.propose(channel, counters, max_channels=self.caps.channels_per_scope)
             )
         except ScopeFull:
-            assert pending or usable >= CAPS.channels_per_scope
+            assert pending or usable >= self.caps.channels_per_scope
             return ""
         except LimitExceeded:
             return ""
         assert not pending
-        assert usable < CAPS.channels_per_scope
+        assert usable < self.caps.channels_per_scope
         self.authorised[channel_id] = price
         self.servers[channel_id] = Server(honest, deposit)
         process.own(channel)
@@ -209,13 +212,13 @@ class World(RuleBasedStateMachine):
         raised = max(need, channel.min_delta if need or forced or channel.equal_refused else 0)
         if channel.authorised + raised > channel.ceiling:
             return
-        counters = CAPS.raise_moves(raised, date_of(self.now))
+        counters = self.caps.raise_moves(raised, date_of(self.now))
         process.start_commit(channel_id, raised, counters, request=(request, price))
 
     def _finish(self, process: Process, channel_id: str) -> bool:
         commit = process.commits[channel_id]
-        record = run(self.loop, self.reader.find(channel_id))
-        counters = run(self.loop, self.reader.counters())
+        record = peek(self.reader.find(channel_id))
+        counters = peek(self.reader.counters())
         assert record is not None
         try:
             run(self.loop, process.finish_commit(channel_id))
@@ -226,12 +229,15 @@ class World(RuleBasedStateMachine):
             move = error.move
             assert move.limit is not None
             assert error.used + move.amount > move.limit  # noqa: PT017
-            assert run(self.loop, self.reader.find(channel_id)) == record
-            assert run(self.loop, self.reader.counters()) == counters
+            assert peek(self.reader.find(channel_id)) == record
+            assert peek(self.reader.counters()) == counters
             return False
         assert record.owner == process.name
         assert record.epoch == commit.target.epoch
         self.authorised[channel_id] += commit.raised
+        final = commit.target.status in FINAL
+        written = replace(commit.target, holds={}, held=0) if final else commit.target
+        assert peek(self.reader.find(channel_id)) == written
         return True
 
     def _finish_and_send(self, process: Process, channel_id: str) -> None:
@@ -277,7 +283,7 @@ class World(RuleBasedStateMachine):
         process.end(flight, Ending.FREE, self.now, accepted=insufficient)
         channel = process.channels[flight.channel_id]
         if problem == "delta-too-small":
-            channel = account.learn_delta(channel, flight.voucher, CAPS.per_request)
+            channel = account.learn_delta(channel, flight.voucher, self.caps.per_request)
         elif insufficient and flight.voucher == channel.authorised:
             assert not self.servers[flight.channel_id].honest, "our account was too rosy for an honest server"
             channel = account.write_off(channel, channel.free, self.now)
@@ -285,8 +291,8 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        records = {one.channel_id: one for one in run(self.loop, self.reader.all())}
-        counters = run(self.loop, self.reader.counters())
+        records = {one.channel_id: one for one in peek(self.reader.all())}
+        counters = peek(self.reader.counters())
         assert records.keys() == self.authorised.keys()
         for channel_id, record in records.items():
             self._record(record)
@@ -302,6 +308,9 @@ class World(RuleBasedStateMachine):
         for process in self.living():
             for channel_id, channel in process.channels.items():
                 self._record(channel)
+                if self.checked.get(channel_id) is not channel:
+                    assert decode_channel(encode_channel(channel)) == channel
+                    self.checked[channel_id] = channel
                 if records[channel_id].owner == process.name and records[channel_id].epoch == channel.epoch:
                     assert channel.authorised == records[channel_id].authorised
                     self._honest(channel)
@@ -309,23 +318,21 @@ class World(RuleBasedStateMachine):
             if record.owner is None:
                 self._honest(record)
 
-    @staticmethod
-    def _record(channel: Channel) -> None:
+    def _record(self, channel: Channel) -> None:
         account.check(channel)
         assert channel.authorised == channel.paid + channel.uncertain + channel.held + channel.free
         assert min(channel.paid, channel.uncertain, channel.held, channel.free) >= 0, "invariant 2"
         assert channel.accepted <= channel.authorised
-        assert decode_channel(encode_channel(channel)) == channel
 
     def _counters(self, records: dict[str, Channel], counters: dict[str, int]) -> None:
         total = sum(one.authorised for one in records.values() if one.status is not FAILED)
         sums = dict.fromkeys((*budgets.RAISED, budgets.REFUNDED, "opens/", "deposits/"), 0)
         limits = {
-            "host-day/": CAPS.host_day,
-            "total-day/": CAPS.total_day,
-            "lifetime/": CAPS.lifetime,
-            "opens/": CAPS.opens_per_day,
-            "deposits/": CAPS.deposits_per_day,
+            "host-day/": self.caps.host_day,
+            "total-day/": self.caps.total_day,
+            "lifetime/": self.caps.lifetime,
+            "opens/": self.caps.opens_per_day,
+            "deposits/": self.caps.deposits_per_day,
         }
         for key, used in counters.items():
             family = key.partition("/")[0] + "/"
@@ -363,7 +370,7 @@ class World(RuleBasedStateMachine):
         self._start()
         process = self.processes[-1]
         for channel_id, server in self.servers.items():
-            record = run(self.loop, self.reader.find(channel_id))
+            record = peek(self.reader.find(channel_id))
             assert record is not None
             if record.status is not OPEN or not server.honest:
                 continue

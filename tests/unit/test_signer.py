@@ -110,6 +110,12 @@ def test_vouchers_of_another_signer_are_not_ours_to_sign() -> None:
         voucher(record, 1)
 
 
+def test_vouchers_of_another_payer_are_not_ours_to_sign() -> None:
+    record = channel(scope=scope(payer=OTHER_ADDRESS))
+    with pytest.raises(SignerRefused, match=f"payer is {OTHER_ADDRESS}"):
+        voucher(record, 1)
+
+
 def test_an_unknown_family_is_not_signed() -> None:
     record = channel(scope=scope(family="somebody-else"))
     with pytest.raises(SignerRefused, match="somebody-else/v2"):
@@ -260,6 +266,7 @@ def test_only_an_open_channel_is_topped_up(status: ChannelStatus) -> None:
         ({}, 0, "adds nothing"),
         ({}, -1, "adds nothing"),
         ({"scope": scope(payer=OTHER_ADDRESS)}, 7, "payer"),
+        ({"scope": scope(voucher_signer=OTHER_ADDRESS)}, 7, "voucher signer"),
         ({"scope": scope(version="v9")}, 7, "v9"),
     ],
 )
@@ -299,6 +306,87 @@ def test_only_a_channel_with_a_deposit_is_closed_by_force(
         return
     with pytest.raises(SignerRefused, match=f"it is {status}"):
         announce(ours(status=status))
+
+
+# ---------------------------------------------------------------- a key for vouchers alone
+
+THIRD_KEY = "0x" + "33" * 32
+THIRD_ADDRESS = Account.from_key(THIRD_KEY).address.lower()
+BOTH = Signer.from_hex(KEY, OTHER_KEY)
+VOUCHERS_ONLY = Signer.of_vouchers(to_bytes(OTHER_KEY), payer=ADDRESS.upper().replace("0X", "0x"))
+DELEGATED = scope(voucher_signer=OTHER_ADDRESS)
+
+
+def delegated(**changes: Any) -> Channel:
+    fields = {"scope": DELEGATED, "descriptor": descriptor(authorizedSigner=OTHER_ADDRESS)}
+    return ours(**(fields | changes))
+
+
+def test_each_key_signs_its_own() -> None:
+    assert (BOTH.address, BOTH.voucher_signer, BOTH.signs_transactions) == (ADDRESS, OTHER_ADDRESS, True)
+    record = delegated()
+    digest = V2.digest_for(record, 7)
+    assert recover(digest, BOTH.sign_voucher(digest, record, 7)) == to_bytes(OTHER_ADDRESS)
+    tx = opening(calls=(open_call(authorized_signer=OTHER_ADDRESS),))
+    signature = BOTH.opening(DELEGATED, deposit=50_000).sign_transaction(tx.encode_for_signing())
+    assert recover(tx.signing_hash(), signature) == to_bytes(ADDRESS)
+    with pytest.raises(SignerRefused, match="authorised signer"):
+        BOTH.opening(DELEGATED, deposit=50_000).sign_transaction(opening().encode_for_signing())
+    tx = on_channel(calls.encode_withdraw(record.descriptor))
+    signature = BOTH.withdrawing(record).sign_transaction(tx.encode_for_signing())
+    assert recover(tx.signing_hash(), signature) == to_bytes(ADDRESS)
+
+
+def test_channels_of_one_key_are_not_those_of_two() -> None:
+    with pytest.raises(SignerRefused, match=f"signer is {ADDRESS}, not {OTHER_ADDRESS}"):
+        BOTH.sign_voucher(V2.digest_for(ours(), 7), ours(), 7)
+    with pytest.raises(SignerRefused, match="voucher signer"):
+        BOTH.opening(scope(), deposit=1)
+    with pytest.raises(SignerRefused, match=f"signer is {OTHER_ADDRESS}, not {ADDRESS}"):
+        voucher(delegated(), 7)
+
+
+def test_the_voucher_key_alone_signs_vouchers() -> None:
+    assert (VOUCHERS_ONLY.address, VOUCHERS_ONLY.voucher_signer) == (ADDRESS, OTHER_ADDRESS)
+    assert not VOUCHERS_ONLY.signs_transactions
+    record = delegated()
+    digest = V2.digest_for(record, 7)
+    assert VOUCHERS_ONLY.sign_voucher(digest, record, 7) == BOTH.sign_voucher(digest, record, 7)
+
+
+@pytest.mark.parametrize(
+    ("announce", "what"),
+    [
+        (lambda signer: signer.opening(DELEGATED, deposit=50_000), "an opening"),
+        (lambda signer: signer.topping_up(delegated(), amount=7), "a top-up"),
+        (lambda signer: signer.requesting_close(delegated()), "a close request"),
+        (lambda signer: signer.withdrawing(delegated()), "a withdrawal"),
+    ],
+)
+def test_the_voucher_key_alone_moves_no_deposit(announce: Callable[[Signer], object], what: str) -> None:
+    announce(BOTH)
+    with pytest.raises(SignerRefused, match=f"{what} needs the key of the payer {ADDRESS}"):
+        announce(VOUCHERS_ONLY)
+
+
+def test_it_signs_for_one_payer_only() -> None:
+    record = delegated(scope=replace(DELEGATED, payer=THIRD_ADDRESS))
+    for signer in (BOTH, VOUCHERS_ONLY):
+        with pytest.raises(SignerRefused, match=f"payer is {THIRD_ADDRESS}"):
+            signer.sign_voucher(V2.digest_for(record, 7), record, 7)
+
+
+def test_a_payer_that_signs_its_own_vouchers_is_no_other_case() -> None:
+    signer = Signer.of_vouchers(to_bytes(KEY), payer=ADDRESS)
+    assert signer.signs_transactions
+    assert Signer.from_hex(KEY, KEY).voucher_signer == ADDRESS
+    for wrong in ("", "me", OTHER_KEY):
+        with pytest.raises(ValueError, match="payer"):
+            Signer.of_vouchers(to_bytes(OTHER_KEY), payer=wrong)
+    with pytest.raises(KeyRejected):
+        Signer.of_vouchers(b"short", payer=ADDRESS)
+    with pytest.raises(KeyRejected):
+        Signer.from_hex(KEY, "short")
 
 
 # ---------------------------------------------------------------- the key
@@ -354,6 +442,11 @@ def test_no_rendering_shows_the_key(render: Callable[[object], str]) -> None:
     for thing in (signer, opener):
         _assert_hidden(render(thing))
         assert ADDRESS in render(thing)
+    for thing in (BOTH, VOUCHERS_ONLY):
+        _assert_hidden(render(thing))
+        assert OTHER_KEY[2:] not in render(thing)
+        assert ADDRESS in render(thing)
+        assert OTHER_ADDRESS in render(thing)
 
 
 @pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])

@@ -9,26 +9,29 @@ from typing import Any
 import pytest
 
 from proxy_addon.methods.abi import to_bytes, to_hex
-from proxy_addon.methods.contract import ChainHead
+from proxy_addon.methods.contract import ChainHead, Method
 from proxy_addon.methods.tempo_session.calls import parse_open
+from proxy_addon.methods.tempo_session.v1 import TempoSessionV1
 from proxy_addon.methods.tempo_session.v2 import TempoSessionV2
 from proxy_addon.methods.tempo_session.voucher import V1, V2
 from proxy_addon.methods.tempo_tx import decode, decode_for_signing, recover
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
-from tests.unit.methods.samples import channel, scope
+from tests.unit.methods.samples import OTHER_KEY, channel, scope, v1_scope
 
 VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("tempo_session.json").read_text())
 METHOD = TempoSessionV2()
+METHODS: dict[str, Method] = {"v1": TempoSessionV1(), "v2": METHOD}
+HEAD = ChainHead(
+    number=1,
+    timestamp=VECTORS["valid_before"] - 25,
+    base_fee=(VECTORS["max_fee_per_gas"] - VECTORS["max_priority_fee_per_gas"]) // 2,
+)
 
 
 @pytest.fixture
 def signer() -> Signer:
     return Signer.from_hex(VECTORS["key"])
-
-
-def _base_fee() -> int:
-    return int(VECTORS["max_fee_per_gas"] - VECTORS["max_priority_fee_per_gas"]) // 2
 
 
 @pytest.mark.parametrize("vector", VECTORS["openings"], ids=lambda vector: vector["channel_id"][:10])
@@ -38,7 +41,7 @@ def test_an_opening_is_byte_for_byte_what_others_make(vector: dict[str, Any], si
         our_scope,
         deposit=vector["deposit"],
         salt=to_bytes(VECTORS["salt"]),
-        head=ChainHead(number=1, timestamp=VECTORS["valid_before"] - 25, base_fee=_base_fee()),
+        head=HEAD,
         fee_payer=vector["sponsored"],
         signer=signer.opening(our_scope, deposit=vector["deposit"], sponsored=vector["sponsored"]),
     )
@@ -59,6 +62,57 @@ def test_an_opening_made_by_others_is_read(vector: dict[str, Any]) -> None:
     call = parse_open(signed.transaction.calls[0].data)
     assert to_hex(call.encode()) == vector["call"]
     assert (call.deposit, call.operator) == (vector["deposit"], vector["operator"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["v1_openings"], ids=lambda vector: vector["channel_id"][:10])
+def test_an_opening_of_v1_is_byte_for_byte_what_others_make(vector: dict[str, Any]) -> None:
+    signer = Signer.from_hex(VECTORS["key"])
+    our_scope = v1_scope(chain=f"eip155:{vector['chain_id']}", voucher_signer=vector["voucher_signer"])
+    if vector["voucher_signer"] != signer.address:
+        signer = Signer(to_bytes(VECTORS["key"]), to_bytes(OTHER_KEY))
+    plan = METHODS["v1"].plan_open(
+        our_scope,
+        deposit=vector["deposit"],
+        salt=to_bytes(VECTORS["salt"]),
+        head=HEAD,
+        fee_payer=False,
+        signer=signer.opening(our_scope, deposit=vector["deposit"]),
+    )
+    assert plan.transaction == vector["transaction"]
+    assert plan.tx_hash == vector["transaction_hash"]
+    assert plan.descriptor == vector["descriptor"]
+    assert plan.channel_id == vector["channel_id"]
+
+
+@pytest.mark.parametrize(
+    "vector",
+    VECTORS["on_channels"],
+    ids=lambda vector: f"{vector['version']}-{vector['action']}-{vector['sponsored']}",
+)
+def test_a_transaction_on_a_channel_is_byte_for_byte_what_others_make(
+    vector: dict[str, Any], signer: Signer
+) -> None:
+    method = METHODS[vector["version"]]
+    record = channel(
+        channel_id=vector["channel_id"],
+        scope=(scope if vector["version"] == "v2" else v1_scope)(chain=f"eip155:{vector['chain_id']}"),
+        descriptor=vector["descriptor"],
+    )
+    match vector["action"]:
+        case "topUp":
+            plan = method.plan_top_up(
+                record,
+                amount=vector["amount"],
+                head=HEAD,
+                fee_payer=vector["sponsored"],
+                signer=signer.topping_up(record, amount=vector["amount"], sponsored=vector["sponsored"]),
+            )
+        case "requestClose":
+            plan = method.plan_request_close(record, HEAD, signer.requesting_close(record))
+        case _:
+            plan = method.plan_withdraw(record, HEAD, signer.withdrawing(record))
+    assert plan.transaction == vector["transaction"]
+    assert plan.tx_hash == vector["transaction_hash"]
 
 
 @pytest.mark.parametrize(

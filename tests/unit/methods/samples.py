@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy_addon.core.messages import Challenge
 from proxy_addon.methods.contract import ChainHead
+from proxy_addon.methods.tempo_session import v1_calls
 from proxy_addon.methods.tempo_session.calls import channel_id
 from store.lifecycle import ChannelStatus
 from store.records import Channel, PaymentScope, PendingTransaction
@@ -53,6 +54,24 @@ def descriptor(**changes: str) -> dict[str, str]:
     return fields | changes
 
 
+V1_ESCROW = "0xe1c4d3dce17bc111181ddf716f75bae49e61a336"
+
+
+def v1_scope(**changes: str) -> PaymentScope:
+    return scope(**({"version": "v1", "escrow": V1_ESCROW, "discriminator": ""} | changes))
+
+
+def v1_descriptor(**changes: str) -> dict[str, str]:
+    fields = {
+        "payer": ADDRESS,
+        "payee": PAYEE,
+        "token": TOKEN,
+        "salt": "0x" + SALT.hex(),
+        "authorizedSigner": ZERO,
+    }
+    return fields | changes
+
+
 def channel(**changes: Any) -> Channel:
     fields: dict[str, Any] = {
         "channel_id": "0x" + "c1" * 32,
@@ -70,6 +89,13 @@ def ours(**changes: Any) -> Channel:
     """A channel whose id is that of its descriptor."""
     fields: dict[str, Any] = {"scope": scope(), "descriptor": descriptor()} | changes
     own_id = channel_id(fields["descriptor"], escrow=RESERVE, chain_id=fields["scope"].chain_id)
+    return channel(**({"channel_id": own_id} | fields))
+
+
+def v1_ours(**changes: Any) -> Channel:
+    """The same of session v1."""
+    fields: dict[str, Any] = {"scope": v1_scope(), "descriptor": v1_descriptor()} | changes
+    own_id = v1_calls.channel_id(fields["descriptor"], escrow=V1_ESCROW, chain_id=fields["scope"].chain_id)
     return channel(**({"channel_id": own_id} | fields))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mitmproxy import http
 
-from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing
+from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing, Ticket
 
 CANARY = "Payment c4n4ry-credential-never-to-be-seen"
 PAY = Outgoing(sets=(("Authorization", CANARY),), adds=(("Idempotency-Key", "key-1"),))
@@ -75,32 +75,38 @@ class FakeGate:
         self._note(ticket, "consider")
         return ticket
 
-    def wants(self, ticket: FakeTicket, response: http.Response) -> bool:
+    def wants(self, ticket: Ticket, response: http.Response) -> bool:
+        assert isinstance(ticket, FakeTicket)
         self._note(ticket, "wants")
         return response.status_code == 402
 
-    def prepare_now(self, ticket: FakeTicket) -> Outgoing | None:
+    def prepare_now(self, ticket: Ticket) -> Outgoing | None:
+        assert isinstance(ticket, FakeTicket)
         self._note(ticket, "prepare_now")
         return self.now
 
-    async def prepare(self, ticket: FakeTicket) -> Outgoing:
+    async def prepare(self, ticket: Ticket) -> Outgoing:
+        assert isinstance(ticket, FakeTicket)
         self._note(ticket, "prepare")
         assert self.in_time is not None
         return await self.in_time(ticket)
 
-    def received(self, ticket: FakeTicket, response: http.Response) -> None:
+    def received(self, ticket: Ticket, response: http.Response) -> None:
+        assert isinstance(ticket, FakeTicket)
         self._note(ticket, "received")
         response.headers.pop("payment-receipt", None)
         if self.receive:
             self.receive(response)
 
-    async def answered(self, ticket: FakeTicket, response: http.Response, body: bytes | None) -> Verdict:
+    async def answered(self, ticket: Ticket, response: http.Response, body: bytes | None) -> Verdict:
+        assert isinstance(ticket, FakeTicket)
         self._note(ticket, "answered")
         ticket.bodies.append(body)
         verdict = self.verdict(ticket, ticket.calls.count("answered"))
         return verdict if isinstance(verdict, (Again, Deliver)) else await verdict
 
-    def finished(self, ticket: FakeTicket, outcome: Outcome) -> None:
+    def finished(self, ticket: Ticket, outcome: Outcome) -> None:
+        assert isinstance(ticket, FakeTicket)
         assert ticket.outcome is None, "finished twice"
         ticket.outcome = outcome
         self._note(ticket, "finished")

@@ -43,24 +43,25 @@ async def mitmdump(confdir: Path, *arguments: str, addon: bool = True, **env: st
         stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout
-    output: list[bytes] = []
-    port = 0
-    while not port:
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
-        assert line, b"".join(output).decode()
-        output.append(line)
-        if found := re.search(rb"listening at \D*127\.0\.0\.1:(\d+)", line):
-            port = int(found[1])
     stdout = process.stdout
+    output: list[bytes] = []
 
     async def collect() -> None:
         while data := await stdout.read(1 << 16):
             output.append(data)
 
-    collecting = asyncio.ensure_future(collect())
     try:
+        port = 0
+        while not port:
+            line = await asyncio.wait_for(stdout.readline(), 30)
+            assert line, b"".join(output).decode()
+            output.append(line)
+            if found := re.search(rb"listening at \D*127\.0\.0\.1:(\d+)", line):
+                port = int(found[1])
+        collecting = asyncio.ensure_future(collect())
         yield Mitmdump(process, port, output)
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         await process.wait()
-        await collecting
+    await collecting

@@ -15,6 +15,8 @@ import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+import h2.exceptions
+import h2.settings
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -344,9 +346,9 @@ async def h2_server(
         number = upstream.connections
         peer = Peer2(reader, writer)
         open_: dict[int, Exchange2] = {}
+        peer.h2.initiate_connection()
         if max_streams is not None:
             peer.h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: max_streams})
-        peer.h2.initiate_connection()
         try:
             await peer.flush()
             while data := await reader.read(1 << 16):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import h2.errors
 import pytest
@@ -14,7 +15,8 @@ from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing
 from proxy_addon.mitm.paying import Limits
 from tests.unit.mitm.clients import Tunnel, raw
 from tests.unit.mitm.fake_gate import CANARY, PAY, FakeGate, FakeTicket
-from tests.unit.mitm.servers import Exchange, Exchange2, Gone
+from tests.unit.mitm.proxy import running_proxy
+from tests.unit.mitm.servers import Exchange, Exchange2, Gone, h2_server, server_tls
 from tests.unit.mitm.test_replay import paid_for, shop
 from tests.unit.mitm.wires import Wiring
 
@@ -509,3 +511,40 @@ async def test_a_client_that_half_closes_is_gone_for_mitmproxy(plain_wiring: Wir
         request = f"GET {line.upstream.url('/')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         answer = await raw(line.proxy.port, request.encode())
         assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_request_that_waits_for_a_free_stream_has_not_left(
+    confdir: Path, pem: Path, gate: FakeGate, leaves: bool
+) -> None:
+    """mitmproxy queues what exceeds the server's stream limit, and would send it even for a client that has gone."""
+    release = asyncio.Event()
+
+    async def one_at_a_time(x: Exchange | Exchange2) -> None:
+        if x.request.path == "/first":
+            await release.wait()
+        await shop(x)
+
+    gate.now = PAY
+    async with (
+        h2_server(one_at_a_time, server_tls(pem, "h2"), max_streams=1) as up,
+        running_proxy(confdir, gate) as proxy,
+    ):
+        tunnel = await Tunnel.open(proxy.port, "127.0.0.1", up.port)
+        first = tunnel.request("GET", "/first")
+        await up.until(lambda: up.requests)
+        second = tunnel.request("POST", "/second", end=False)
+        await tunnel.send(second, b"abc", end=True)
+        await gate.until(lambda: len(gate.tickets) == 2 and "prepare_now" in gate.tickets[1].calls)
+        if leaves:
+            tunnel.reset(second)
+            await gate.until(lambda: gate.tickets[1].outcome)
+        release.set()
+        assert (await tunnel.done(first)).status == 200
+        third = await tunnel.done(tunnel.request("GET", "/third"))
+        assert third.status == 200
+        if not leaves:
+            assert (await tunnel.done(second)).body == paid_for(b"abc")
+        assert [r.path for r in up.requests] == ["/first", *([] if leaves else ["/second"]), "/third"]
+        await tunnel.close()
+    assert gate.tickets[1].outcome is (Outcome.NOT_SENT if leaves else Outcome.COMPLETE)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,7 @@ from tests.unit.methods.samples import (
     request,
     scope,
 )
+from tests.unit.methods.tempo_session.chains import Answers, History
 
 METHOD: Method = TempoSessionV2()  # typed so that mypy holds it to the contract
 SIGNER = Signer.from_hex(KEY)
@@ -266,39 +267,8 @@ def test_the_same_transaction_again_is_the_same_until_one_is_on_record() -> None
     assert again.valid_before == first.valid_before
 
 
-class Answers:
-    """A chain that answers one thing, and remembers what it was asked."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.asked: list[tuple[str, bytes, str]] = []
-
-    async def call(self, to: str, data: bytes, *, block: str = "latest") -> bytes:
-        self.asked.append((to, data, block))
-        return self.data
-
-    async def head(self) -> ChainHead:
-        return HEAD
-
-    async def balance(self, token: str, holder: str) -> int:
-        raise AssertionError("not asked for")
-
-
-class History(Answers):
-    """A chain whose logs are these, by block."""
-
-    def __init__(self, *logs: Log) -> None:
-        super().__init__(b"")
-        self.entries = logs
-        self.looks: list[tuple[int, int | None]] = []
-
-    async def logs(
-        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int | None = None
-    ) -> tuple[Log, ...]:
-        assert (address, tuple(topics)) == (RESERVE, (closed_topic(96), channel().channel_id))
-        assert to_block is not None
-        self.looks.append((from_block, to_block))
-        return tuple(log for log in self.entries if from_block <= log.block_number <= to_block)
+def history(*logs: Log) -> History:
+    return History(RESERVE, closed_topic(96), channel().channel_id, *logs)
 
 
 def state(settled: int, deposit: int, requested: int) -> bytes:
@@ -335,30 +305,30 @@ HIGH = replace(HEAD, number=25_000)
 
 
 async def test_the_end_is_found_in_the_newest_blocks_first() -> None:
-    chain = History(closed(20_000, 30_000, 24_000))
+    chain = history(closed(20_000, 30_000, 24_000))
     found = await METHOD.read_closing(chain, channel(), HIGH)
     assert found == Closing(captured=20_000, refunded=30_000, tx_hash="0x" + "ee" * 32)
     assert chain.looks == [(15_001, 25_000)]
 
 
 async def test_the_search_goes_back_without_gaps_to_the_first_block() -> None:
-    chain = History(closed(50_000, 0, 0))
+    chain = history(closed(50_000, 0, 0))
     assert await METHOD.read_closing(chain, channel(), HIGH) is not None
     assert chain.looks == [(15_001, 25_000), (5_001, 15_000), (0, 5_000)]
-    empty = History()
+    empty = history()
     assert await METHOD.read_closing(empty, channel(), HIGH) is None
     assert empty.looks == chain.looks
 
 
 async def test_the_search_is_bounded() -> None:
-    chain = History(closed(50_000, 0, 1))
+    chain = history(closed(50_000, 0, 1))
     far = replace(HEAD, number=LOG_BLOCKS * LOG_LOOKS * 2)
     assert await METHOD.read_closing(chain, channel(), far) is None
     assert len(chain.looks) == LOG_LOOKS
 
 
 async def test_a_top_up_that_we_never_heard_of_is_no_contradiction() -> None:
-    found = await METHOD.read_closing(History(closed(20_000, 30_001, 1)), channel(), HIGH)
+    found = await METHOD.read_closing(history(closed(20_000, 30_001, 1)), channel(), HIGH)
     assert found is not None
     assert found.refunded == 30_001
 
@@ -368,4 +338,4 @@ async def test_a_top_up_that_we_never_heard_of_is_no_contradiction() -> None:
 )
 async def test_an_end_that_cannot_be_is_not_believed(log: Log) -> None:
     with pytest.raises(ChainUnavailable, match="nonsensical"):
-        await METHOD.read_closing(History(log), channel(), HIGH)
+        await METHOD.read_closing(history(log), channel(), HIGH)
