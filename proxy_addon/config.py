@@ -122,6 +122,9 @@ class Host(_Table):
     max_deposits_per_day: Amount | None = None
     max_channels_per_scope: Count = Field(default=4, ge=1)
     authorise_ahead: Amount = "0"
+    max_stream_step: Amount | None = None
+    max_stream_per_second: Amount | None = None
+    max_per_stream: Amount | None = None
     payees: tuple[Address, ...] = ()
     tokens: tuple[Address, ...] = ()
     chains: tuple[Caip2, ...] = ()
@@ -172,6 +175,9 @@ class Settings(_Table):
                 "deposit",
                 "max_deposits_per_day",
                 "authorise_ahead",
+                "max_stream_step",
+                "max_stream_per_second",
+                "max_per_stream",
             ):
                 if (value := getattr(host, key)) is not None:
                     amounts[f"policy.hosts[{index}].{key}"] = value
@@ -209,6 +215,9 @@ def _host_rule(index: int, host: Host) -> HostRule:
         max_deposits_per_day=host.max_deposits_per_day or _times(host.max_deposit, host.max_opens_per_day),
         max_channels_per_scope=host.max_channels_per_scope,
         authorise_ahead=host.authorise_ahead,
+        max_stream_step=host.max_stream_step or host.max_price,
+        max_stream_per_second=host.max_stream_per_second or host.max_per_day,
+        max_per_stream=host.max_per_stream or host.max_per_day,
         payees=frozenset(host.payees),
         tokens=frozenset(host.tokens),
         chains=frozenset(host.chains),

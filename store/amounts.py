@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Final
 
 UINT96_MAX: Final = 2**96 - 1
@@ -50,16 +49,17 @@ def parse_units(value: str, decimals: int, what: str = "amount") -> int:
     """``"0.10"`` with 6 decimals → ``100000`` base units. Raises ``ValueError`` naming `what`."""
     text = value.strip().replace("_", "")
     if not _HUMAN.match(text):
-        raise ValueError(f"{what} is {value!r}: expected an amount such as '0.10' (no sign, no exponent)")
-    try:
-        scaled = Decimal(text).scaleb(decimals)
-    except InvalidOperation as error:  # more digits than Decimal's context carries
-        raise ValueError(f"{what} is {value!r}: too long for an amount") from error
-    amount = int(scaled)
-    if amount != scaled:
-        raise ValueError(f"{what} is {value!r}: this token has only {decimals} decimals")
+        raise ValueError(
+            f"{what} is {value[:60]!r}: expected an amount such as '0.10' (no sign, no exponent)"
+        )
+    whole, _, fraction = text.partition(".")
+    fraction = fraction.rstrip("0")
+    if len(fraction) > decimals:
+        raise ValueError(f"{what} is {value[:60]!r}: this token has only {decimals} decimals")
+    digits = (whole + fraction.ljust(decimals, "0")).lstrip("0")
+    amount = int(digits or "0") if len(digits) < 40 else UINT128_MAX + 1  # digits, as Decimal rounds at 28
     if amount > UINT128_MAX:
-        raise ValueError(f"{what} is {value!r}: more than a channel can hold")
+        raise ValueError(f"{what} is {value[:60]!r}: more than a channel can hold")
     return amount
 
 

@@ -22,8 +22,8 @@ from store.records import Channel
 if TYPE_CHECKING:
     from proxy_addon.cli.records import View
     from proxy_addon.config import Settings
-    from proxy_addon.outbound import Outbound
     from proxy_addon.payer.closing import CloseResult
+    from proxy_addon.payer.forcing import GraceRunning
     from proxy_addon.runtime import Runtime
 
 _RETRY_S: Final = 0.25
@@ -48,6 +48,7 @@ def command() -> None:
     Examples:
       bursar channels list
       bursar channels close --all
+      bursar channels close --force 0x1f3a
     """
 
 
@@ -105,6 +106,11 @@ def show(config: Path, as_json: bool, channel_id: str) -> None:
 @config_option
 @click.option("--all", "everything", is_flag=True, help="Every channel that is not closed.")
 @click.option(
+    "--force",
+    is_flag=True,
+    help="Without the server: request the close on the chain now, withdraw when run again after 16 minutes.",
+)
+@click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=10.0,
@@ -113,7 +119,9 @@ def show(config: Path, as_json: bool, channel_id: str) -> None:
 )
 @json_option
 @click.argument("channel_id", metavar="[ID]", required=False)
-def close(config: Path, everything: bool, wait: float, as_json: bool, channel_id: str | None) -> None:
+def close(
+    config: Path, everything: bool, force: bool, wait: float, as_json: bool, channel_id: str | None
+) -> None:
     """Close a channel: the payee gets what it earned, the rest of the deposit comes back.
 
     A channel that a running proxy uses is waited for: it is given back a few seconds after its last request.
@@ -127,18 +135,18 @@ def close(config: Path, everything: bool, wait: float, as_json: bool, channel_id
         raise click.UsageError("name one channel, or --all")
     settings = load_settings(config)
     os.environ.update(missing_password(settings))
-    code = asyncio.run(_close(settings, channel_id, wait, as_json=as_json))
+    code = asyncio.run(_close(settings, channel_id, wait, force=force, as_json=as_json))
     if code:
         raise SystemExit(code)
 
 
-async def _close(settings: Settings, channel_id: str | None, wait: float, *, as_json: bool) -> int:
+async def _close(
+    settings: Settings, channel_id: str | None, wait: float, *, force: bool, as_json: bool
+) -> int:
     """Close one after the other; the first failure's exit code, or 0."""
     from proxy_addon.cli.records import one_of
-    from proxy_addon.outbound import Outbound
     from proxy_addon.runtime import open_runtime
 
-    outbound = Outbound(extra_ca=settings.proxy.upstream_ca)
     runtime = await open_runtime(settings, need_signer=True)
     try:
         channels = await runtime.store.all()
@@ -150,7 +158,7 @@ async def _close(settings: Settings, channel_id: str | None, wait: float, *, as_
         code = 0
         for channel in chosen:
             try:
-                result = await _close_one(runtime, outbound, channel.channel_id, wait)
+                result = await _close_one(runtime, channel.channel_id, wait, force=force)
             except Exception as error:  # one that cannot be closed does not keep the others open
                 if channel_id is not None:
                     raise
@@ -169,21 +177,23 @@ async def _close(settings: Settings, channel_id: str | None, wait: float, *, as_
             click.echo("no open channels", err=True)
         return code
     finally:
-        await outbound.aclose()
         await runtime.close()
 
 
-async def _close_one(runtime: Runtime, outbound: Outbound, channel_id: str, wait: float) -> CloseResult:
+async def _close_one(
+    runtime: Runtime, channel_id: str, wait: float, *, force: bool
+) -> CloseResult | GraceRunning:
     """Raises `ChannelBusy` if its owner has not given it back when the time is up."""
     from proxy_addon.core.errors import LocalRefusal
     from proxy_addon.payer.closing import close_channel
+    from proxy_addon.payer.forcing import force_close
     from store.channels import ChannelBusy
 
     deadline = time.monotonic() + wait
     told = False
     while True:
         try:
-            return await close_channel(runtime.parts, outbound, channel_id)
+            return await (force_close if force else close_channel)(runtime.parts, channel_id)
         except LocalRefusal as error:  # no policy refused: the server or the chain did not help
             raise Failure(str(error)) from None
         except ChannelBusy as error:
@@ -284,7 +294,15 @@ def _details(settings: Settings, view: View) -> list[tuple[str, str]]:
     return pairs
 
 
-def _result_json(result: CloseResult) -> dict[str, Any]:
+def _result_json(result: CloseResult | GraceRunning) -> dict[str, Any]:
+    from proxy_addon.payer.forcing import GraceRunning
+
+    if isinstance(result, GraceRunning):
+        return {
+            "channel": result.channel.channel_id,
+            "status": result.channel.status.value,
+            "ready_at": result.ready_at,
+        }
     return {
         "channel": result.channel.channel_id,
         "status": result.channel.status.value,
@@ -295,8 +313,15 @@ def _result_json(result: CloseResult) -> dict[str, Any]:
     }
 
 
-def _result_line(token: Token, result: CloseResult) -> str:
+def _result_line(token: Token, result: CloseResult | GraceRunning) -> str:
     channel = result.channel
+    from proxy_addon.payer.forcing import GraceRunning
+
+    if isinstance(result, GraceRunning):
+        return (
+            f"{channel.channel_id} of {channel.scope.host} is closing by force: run this again after"
+            f" {utc(result.ready_at * 1000)}, and its deposit is withdrawn"
+        )
     if channel.status is not ChannelStatus.CLOSED:
         return f"{channel.channel_id} is {channel.status}: {channel.note or 'its deposit never left'}"
     return (

@@ -6,7 +6,6 @@ It starts as mitmdump does, so that logs, options and signals are mitmdump's. Im
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from proxy_addon import addon
 from proxy_addon.cli.ca import bundle, ensure_ca, public_authorities
 from proxy_addon.cli.failure import ExitCode, Failure, failure_of
 from proxy_addon.cli.home import home_of
+from proxy_addon.mitm import dispatch
 
 READY_LIMIT: Final = 4096
 """Longest message on the ready pipe, in bytes: one write that a pipe takes whole."""
@@ -82,7 +82,6 @@ def serve(
     """Run until SIGINT, SIGTERM or the end of `lifeline`. Raises `Failure` if the wallet or store do not open."""
     home = home_of(config)
     ensure_ca(home.ca)
-    _quicken()
     for stream in (sys.stdout, sys.stderr):  # a log file gets whole lines, in order, as they come
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     payer = addon.BursarAddon()
@@ -91,6 +90,9 @@ def serve(
         def __init__(self, opts: options.Options) -> None:
             super().__init__(opts)
             addons: Any = self.addons
+            dispatch.install(
+                addons
+            )  # the same hooks, found faster; where it cannot, all is right, only slower
             addons.add(payer, Ready(payer, tell, lifeline))
 
     arguments = [
@@ -143,12 +145,3 @@ def _filters(args: Any) -> dict[str, str]:
         return {}
     names = ("save_stream_filter", "readfile_filter", "dumper_filter")
     return dict.fromkeys(names, " ".join(args.filter_args))
-
-
-def _quicken() -> None:
-    """Cached hook dispatch: the same hooks, found faster. Without it all is right, only slower."""
-    try:
-        dispatch = importlib.import_module("proxy_addon.mitm.dispatch")
-    except ModuleNotFoundError:
-        return
-    dispatch.install()

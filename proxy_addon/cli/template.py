@@ -214,6 +214,11 @@ max_opens_per_day = 3
 max_channels_per_scope = 4
 # Authorise this much ahead when many requests are in flight; "0" signs for nothing in advance.
 authorise_ahead = "0"
+# A metered stream asks for money while it flows. The most that one voucher may add (default: max_price), that
+# a stream may take in a second, and in all (default: max_per_day for both).
+# max_stream_step = "0.10"
+# max_stream_per_second = "0.50"
+# max_per_stream = "1.00"
 # Only these payees, tokens and chains; empty lists allow any payee, and all tokens and chains below.
 payees = []
 tokens = []

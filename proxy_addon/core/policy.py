@@ -72,6 +72,9 @@ class HostRule:
     max_deposits_per_day: str
     max_channels_per_scope: int
     authorise_ahead: str
+    max_stream_step: str = "0"
+    max_stream_per_second: str = "0"
+    max_per_stream: str = "0"
     payees: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
     chains: frozenset[str] = frozenset()
@@ -120,6 +123,9 @@ class Caps:
     deposits_per_day: int
     channels_per_scope: int
     authorise_ahead: int
+    stream_step: int = 0  # one voucher of a metered stream
+    stream_per_second: int = 0
+    per_stream: int = 0
 
     def raise_moves(self, amount: int, date: str) -> tuple[CounterMove, ...]:
         """The counters that a raise of ``authorised`` by `amount` moves on UTC `date`, with their limits."""
@@ -268,4 +274,7 @@ class SpendPolicy:
             deposits_per_day=units(rule.max_deposits_per_day),
             channels_per_scope=rule.max_channels_per_scope,
             authorise_ahead=units(rule.authorise_ahead),
+            stream_step=units(rule.max_stream_step),
+            stream_per_second=units(rule.max_stream_per_second),
+            per_stream=units(rule.max_per_stream),
         )

@@ -24,8 +24,8 @@ from proxy_addon.core.messages import (
 )
 from proxy_addon.methods import registry
 from proxy_addon.methods.contract import ChainState, Closing
-from proxy_addon.outbound import Answer, Outbound
-from proxy_addon.payer import opening
+from proxy_addon.outbound import Answer
+from proxy_addon.payer import opening, topping
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
 from store import account, budgets
@@ -50,7 +50,7 @@ class CloseResult:
     tx_hash: str | None
 
 
-async def close_channel(parts: Parts, outbound: Outbound, channel_id: str) -> CloseResult:
+async def close_channel(parts: Parts, channel_id: str) -> CloseResult:
     """Close `channel_id` and wait until the chain says so.
 
     Raises `ChannelBusy` while another process has it, `LocalRefusal` if the server does not help or the chain
@@ -60,10 +60,10 @@ async def close_channel(parts: Parts, outbound: Outbound, channel_id: str) -> Cl
     if channel is None:
         raise LocalRefusal("no-channel", f"no channel {channel_id} on record; see `bursar channels list`")
     if channel.status in FINAL:
-        return _result(channel, None)
+        return result_of(channel, None)
     till = parts.till(await parts.claim(channel_id))
     try:
-        return await _close(parts, outbound, till)
+        return await _close(parts, till)
     except ChainUnavailable as error:
         raise LocalRefusal("chain-unavailable", f"{channel_id} is {till.channel.status}: {error}") from None
     finally:
@@ -71,27 +71,19 @@ async def close_channel(parts: Parts, outbound: Outbound, channel_id: str) -> Cl
             await till.release()
 
 
-async def _close(parts: Parts, outbound: Outbound, till: Till) -> CloseResult:
+async def _close(parts: Parts, till: Till) -> CloseResult:
     chain = parts.chain(till.channel.scope.chain)
-    if till.channel.status in PENDING_OPEN:
-        try:
-            async with asyncio.timeout(2 * CHAIN_WAIT_S):
-                if not await opening.settle(parts, till):
-                    return _result(till.channel, None)
-        except TimeoutError:
-            raise LocalRefusal(
-                "open-unknown",
-                f"the chain has not decided yet whether {till.channel.channel_id} was opened; try again",
-            ) from None
+    if not await settle_pending(parts, till):
+        return result_of(till.channel, None)
     state = await till.method.read_channel(chain, till.channel)
     if not state.exists:
-        return await _closed(parts, till, state)
+        return await closed(parts, till, state)
     deposit = state.deposit
     if till.channel.status is ChannelStatus.OPEN:
         await till.commit(change=lambda record: replace(record, status=ChannelStatus.DRAINING))
     if till.channel.status in (ChannelStatus.DRAINING, ChannelStatus.ASIDE):
-        challenge = await _challenge(outbound, till.channel)
-        amount = await _amount(parts, outbound, till, challenge, state)
+        challenge = await _challenge(parts, till.channel)
+        amount = await _amount(parts, till, challenge, state)
 
         def change(record: Channel) -> Channel:
             return replace(
@@ -104,16 +96,32 @@ async def _close(parts: Parts, outbound: Outbound, till: Till) -> CloseResult:
 
         await till.commit(change=change)
     else:
-        challenge = await _challenge(outbound, till.channel)
-    answer = await _send_close(parts, outbound, till, challenge)
+        challenge = await _challenge(parts, till.channel)
+    answer = await _send_close(parts, till, challenge)
     return await _await_close(parts, till, answer)
 
 
-async def _challenge(outbound: Outbound, channel: Channel) -> Challenge:
+async def settle_pending(parts: Parts, till: Till) -> bool:
+    """Wait for what the chain says of a pending opening or top-up. False: there is no channel to close."""
+    try:
+        async with asyncio.timeout(2 * CHAIN_WAIT_S):
+            if till.channel.status in PENDING_OPEN:
+                return await opening.settle(parts, till)
+            if till.channel.pending is not None:
+                await topping.settle(parts, till)
+            return True
+    except TimeoutError:
+        raise LocalRefusal(
+            "pending-unknown",
+            f"the chain has not decided yet on a transaction of {till.channel.channel_id}; try again",
+        ) from None
+
+
+async def _challenge(parts: Parts, channel: Channel) -> Challenge:
     """A fresh challenge of the channel's own scope, from the place where it was opened."""
     for method in ("HEAD", "GET"):
         try:
-            answer = await outbound.send(
+            answer = await parts.outbound.send(
                 method, channel.resource, {"accept-payment": registry.accept_payment()}
             )
         except OutcomeUnknown as error:
@@ -144,31 +152,45 @@ def _field(till: Till, challenge: Challenge, payload: dict[str, object]) -> dict
     return {challenge.credential_header: value}
 
 
-async def _amount(
-    parts: Parts, outbound: Outbound, till: Till, challenge: Challenge, state: ChainState
-) -> int:
+async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainState) -> int:
     """What to sign for the close: what the server says was spent, if a probe tells; else all that is authorised.
 
     Between what was spent and the highest voucher every amount is honoured, and the server takes what was
-    spent, so the lowest is the safest to hand out.
+    spent, so the lowest is the safest to hand out. Where the contract pays out the voucher itself (v1), nothing
+    but a probe will do. Raises `LocalRefusal`; then nothing was signed for a close.
     """
+    channel, takes_voucher = till.channel, till.method.close_takes_voucher
+    spent = await _probe(parts, till, challenge) if channel.status is ChannelStatus.DRAINING else None
+    if spent is not None:
+        return min(max(spent, state.settled + takes_voucher, 1), channel.authorised)
+    if takes_voucher:
+        raise LocalRefusal(
+            "no-proof",
+            f"{channel.scope.host} does not say what was spent on {channel.channel_id}, and its contract would pay out"
+            f" all that is authorised; bring the deposit home with: bursar channels close --force {channel.channel_id}",
+        )
+    return channel.authorised
+
+
+async def _probe(parts: Parts, till: Till, challenge: Challenge) -> int | None:
+    """What the server says was spent, asked with the current voucher, which costs nothing."""
     channel = till.channel
     sent_at, seq = parts.now(), channel.seq
-    if channel.status is not ChannelStatus.DRAINING or channel.equal_refused or not channel.authorised:
-        return channel.authorised
+    if channel.equal_refused or not channel.authorised:
+        return None
     signer = parts.need_signer()
     digest = till.method.voucher_digest(channel, channel.authorised)
     payload = till.method.voucher_payload(
         channel, channel.authorised, signer.sign_voucher(digest, channel, channel.authorised)
     )
     try:
-        answer = await outbound.send("HEAD", channel.resource, _field(till, challenge, payload))
+        answer = await parts.outbound.send("HEAD", channel.resource, _field(till, challenge, payload))
     except OutcomeUnknown as error:
         log.info("bursar: the probe of %s told nothing: %s", channel.channel_id, error)
-        return channel.authorised
+        return None
     receipt = _receipt(answer, channel)
     if receipt is None or receipt.spent is None:
-        return channel.authorised
+        return None
     move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=receipt.spent, voucher=channel.authorised)
     till.channel = account.probed(till.channel, move)
     parts.audit.note(
@@ -178,7 +200,7 @@ async def _amount(
         move=move,
         host=channel.scope.host,
     )
-    return min(max(receipt.spent, state.settled, 1), channel.authorised)
+    return receipt.spent
 
 
 def _receipt(answer: Answer, channel: Channel) -> Receipt | None:
@@ -192,7 +214,7 @@ def _receipt(answer: Answer, channel: Channel) -> Receipt | None:
     return receipt if receipt.channel_id in (None, channel.channel_id) else None
 
 
-async def _send_close(parts: Parts, outbound: Outbound, till: Till, challenge: Challenge) -> Answer | None:
+async def _send_close(parts: Parts, till: Till, challenge: Challenge) -> Answer | None:
     channel = till.channel
     assert channel.close_amount is not None
     signer = parts.need_signer()
@@ -210,7 +232,7 @@ async def _send_close(parts: Parts, outbound: Outbound, till: Till, challenge: C
         channel_id=channel.channel_id,
     )
     try:
-        return await outbound.send("POST", channel.resource, _field(till, challenge, payload))
+        return await parts.outbound.send("POST", channel.resource, _field(till, challenge, payload))
     except OutcomeUnknown as error:
         log.info("bursar: the answer to the close of %s is not known: %s", channel.channel_id, error)
         return None
@@ -225,7 +247,7 @@ async def _await_close(parts: Parts, till: Till, answer: Answer | None) -> Close
     while True:
         state = await till.method.read_channel(chain, till.channel)
         if not state.exists:
-            return await _closed(parts, till, state)
+            return await closed(parts, till, state)
         if loop.time() > deadline:
             break
         await asyncio.sleep(POLL_S)
@@ -245,7 +267,7 @@ def _problem(answer: Answer) -> str:
     return f" ({problem.kind})" if problem is not None and problem.kind else ""
 
 
-async def _closed(parts: Parts, till: Till, state: ChainState) -> CloseResult:
+async def closed(parts: Parts, till: Till, state: ChainState) -> CloseResult:
     """The chain no longer has the channel: book what it says was captured and what came back."""
     chain = parts.chain(till.channel.scope.chain)
     closing = await till.method.read_closing(chain, till.channel, state.block)
@@ -256,7 +278,7 @@ async def _closed(parts: Parts, till: Till, state: ChainState) -> CloseResult:
             " deposit; an RPC endpoint that keeps more blocks can tell",
         )
     await book_closing(parts, till, closing)
-    return _result(till.channel, closing.tx_hash)
+    return result_of(till.channel, closing.tx_hash)
 
 
 async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
@@ -302,7 +324,7 @@ async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
     )
 
 
-def _result(channel: Channel, tx_hash: str | None) -> CloseResult:
+def result_of(channel: Channel, tx_hash: str | None) -> CloseResult:
     return CloseResult(
         channel=channel,
         deposit=channel.deposit,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -341,7 +342,13 @@ class BackendContract:
 
     async def test_close_finishes_what_was_handed_in(self, opened: Open) -> None:
         backend, other = await opened(), await opened()
-        tasks = [asyncio.ensure_future(backend.transact(increment)) for _ in range(20)]
+
+        def slowly(txn: Transaction) -> int:
+            time.sleep(0.02)  # so that close overtakes, if it can
+            return increment(txn)
+
+        works = [increment, slowly, increment, slowly]
+        tasks = [asyncio.ensure_future(backend.transact(work)) for work in works * 5]
         await asyncio.sleep(0)
         await backend.close()
         assert await other.view(get(b"n")) == b"20", "close returned before it had finished"

@@ -453,6 +453,36 @@ async def test_too_many_readers_are_refused_until_some_have_gone(opened: Open) -
         reader.abort()
 
 
+async def test_the_slots_of_dead_readers_are_taken_back(opened: Open, directory: Path) -> None:
+    backend = await opened()
+    code = """
+import asyncio, os, signal, sys
+import lmdb
+from pathlib import Path
+from store.lmdb_store import LmdbBackend
+
+backend = asyncio.run(LmdbBackend.open(Path(sys.argv[1])))
+readers = []
+try:
+    while True:
+        readers.append(backend._engine._env.begin())
+except lmdb.ReadersFullError:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, str(directory)), env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert await process.wait() == -9
+    taken = []
+    with suppress(lmdb.ReadersFullError):  # this process has kept one slot
+        while True:
+            taken.append(backend._engine._env.begin())
+    assert len(taken) < 3
+    assert await backend.view(get(b"a")) is None
+    for reader in taken:
+        reader.abort()
+
+
 async def test_after_a_failure_within_the_index_nothing_is_written_any_more(opened: Open) -> None:
     """LMDB itself refuses then; only a new process knows what is on the disk."""
     backend = await opened()

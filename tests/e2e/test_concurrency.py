@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import lmdb
 import pytest
 
+from store.lifecycle import ChannelStatus
 from tests.e2e.accounting import Books, stats
 from tests.e2e.clients import curl, finish, start
 from tests.e2e.proxies import Home, Proxy, rule, until
@@ -138,3 +139,28 @@ def test_kill_9_with_requests_in_flight(devnet: Devnet, make_home: MakeHome, mak
     assert told["captured"] == str(spent)
     books.agree(spent)
 
+
+def test_kill_9_while_a_channel_is_opened(devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy) -> None:
+    """The server has the opening, and nobody was told: the next process finds the channel, and uses it."""
+    devnet.admin("reset")
+    known = {book["channelId"] for book in devnet.channels()}
+    home = make_home()
+    books = Books(devnet, home)
+    url = f"{devnet.http}/req"
+    with make_proxy(home) as proxy:
+        client = start("curl", proxy, f"{url}?delay=20000")
+        until(lambda: {book["channelId"] for book in devnet.channels()} - known, "the server has it open")
+        proxy.kill()
+        client.process.communicate(timeout=30)
+    books.bounded()
+    left = books.channel()
+    assert (left.status, left.authorised, left.uncertain) == (ChannelStatus.PROPOSED, PRICE, PRICE)
+
+    with make_proxy(home) as second:
+        assert curl(second, url).status == 200
+        assert stats(devnet.seller, "/req")["open"] == 1
+        books.bounded()
+    (told,) = close_all(home)
+    spent = int(devnet.channel(left.channel_id)["spent"])
+    assert told["captured"] == str(spent)
+    books.agree(spent)

@@ -119,7 +119,9 @@ def test_nothing_secret_is_written_down(
     secrets = Secrets()
     secrets.add_key(home.account.private_key)
     sent = [pair for one in devnet.admin("log") for pair in credentials(one["headers"])]
-    sent += [pair for one in upstream.requests for pair in credentials({k.lower(): v for k, v in one.headers})]
+    sent += [
+        pair for one in upstream.requests for pair in credentials({k.lower(): v for k, v in one.headers})
+    ]
     for value, content in sent:
         secrets.add_credential(value, content)
     for content in upstream.credentials:

@@ -171,7 +171,7 @@ def test_a_record_that_does_not_fit_its_id_proves_nothing() -> None:
 
 
 def test_our_own_signature_in_our_own_way() -> None:
-    """The helper of these tests signs as the signer does for a record that allows it."""
+    """`signature` signs as the signer does for a record that allows it."""
     record = ours(authorised=7)
     digest = CODECS["tempo-session", "v2"].digest_for(record, 7)
     assert signature(record, 7) == to_hex(US.sign_voucher(digest, record, 7))

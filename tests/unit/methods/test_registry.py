@@ -13,6 +13,13 @@ def test_a_challenge_finds_its_method() -> None:
     assert registry.method_of(method.family, method.version) is method
 
 
+@pytest.mark.parametrize("named", ["v1", None])
+def test_a_session_that_names_no_version_is_the_older_one(named: str | None) -> None:
+    found = registry.resolve(challenge(request(methodDetails=details(sessionProtocol=named))))
+    assert (found.family, found.version) == ("tempo-session", "v1")
+    assert registry.method_of("tempo-session", "v1") is found
+
+
 @pytest.mark.parametrize(
     ("method", "intent"), [("stripe", "charge"), ("tempo", "nothing"), ("Tempo", "session")]
 )

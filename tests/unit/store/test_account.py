@@ -16,6 +16,7 @@ from store.account import (
     UNKNOWN_MARGIN_MS,
     Ended,
     Ending,
+    Grown,
     IllegalMove,
     Move,
     Probed,
@@ -167,6 +168,50 @@ def test_what_an_ending_does_to_the_hold(
     assert one.eligible_at == eligible_at
     assert not one.holds
     assert one.authorised == 100
+
+
+@pytest.mark.parametrize(
+    ("charged", "after"),
+    [
+        (0, (0, 10, 0, 90)),
+        (4, (4, 6, 0, 90)),
+        (10, (10, 0, 0, 90)),
+        (11, (10, 0, 0, 90)),
+        (-1, (0, 10, 0, 90)),
+    ],
+)
+def test_a_stream_pays_what_was_delivered_and_doubts_the_rest(
+    charged: int, after: tuple[int, int, int, int]
+) -> None:
+    one = account.end(with_hold(), Ended("r", Ending.METERED, T0 + 5, charged=charged))
+    assert parts(one) == after
+    assert one.eligible_at == (T0 + 5 if one.uncertain else 0)
+
+
+def test_a_stream_grows_out_of_free() -> None:
+    one = account.grow(with_hold(), Grown("r", 90, 100))
+    assert parts(one) == (0, 0, 100, 0)
+    assert one.holds["r"] == held(amount=100)
+    assert one.seq == with_hold().seq
+
+
+@pytest.mark.parametrize(
+    ("move", "says"),
+    [
+        (Grown("r", 91, 100), "has 90 free, not 91"),
+        (Grown("r", -1, 100), "has 90 free, not -1"),
+        (Grown("other", 1, 100), "holds nothing for request other"),
+    ],
+)
+def test_a_stream_grows_no_further(move: Grown, says: str) -> None:
+    with pytest.raises(IllegalMove, match=says):
+        account.grow(with_hold(), move)
+
+
+def test_growth_of_a_hold_that_the_record_has_ended_says_nothing_new() -> None:
+    record = channel(authorised=100, paid=10, seq=1)
+    assert account.fold(record, [Grown("r", 5, 100)]) == record
+    assert parts(account.fold(with_hold(), [Grown("r", 5, 105)])) == (0, 15, 0, 85)
 
 
 def test_an_earlier_eligibility_never_replaces_a_later_one() -> None:
@@ -411,6 +456,7 @@ step = st.one_of(
     st.tuples(st.just("hold"), st.integers(0, 9), st.integers(0, 40)),
     st.tuples(st.just("end"), st.integers(0, 9), st.sampled_from(Ending), st.none() | st.integers(0, 300)),
     st.tuples(st.just("restamp"), st.integers(0, 9)),
+    st.tuples(st.just("grow"), st.integers(0, 9), st.integers(0, 40)),
     st.tuples(st.just("probe"), st.integers(0, 300)),
     st.tuples(st.just("commit"), st.integers(0, 60)),
     st.tuples(st.just("wait"), st.sampled_from([0, 10, 400_000])),
@@ -442,13 +488,19 @@ def live(steps: list[tuple[object, ...]], *, clamped: bool) -> tuple[Channel, Ch
                     memory = take(memory, f"r{name}", amount, sent_at=now)
                     journal.append(Sent(memory.holds[f"r{name}"]))
             case ("end", int() as name, Ending() as ending, spent) if f"r{name}" in memory.holds:
-                journal.append(Ended(f"r{name}", ending, now, heard(spent), memory.authorised))
+                charged = number if ending is Ending.METERED else 0
+                journal.append(Ended(f"r{name}", ending, now, heard(spent), memory.authorised, charged))
                 memory = account.apply(memory, journal[-1])
             case ("restamp", int() as name) if f"r{name}" in memory.holds:
                 memory, again = account.restamp(
                     memory, f"r{name}", voucher=memory.authorised, expires_at=now + number
                 )
                 journal.append(Sent(again))
+            case ("grow", int() as name, int() as amount) if f"r{name}" in memory.holds:
+                if amount <= memory.free:
+                    growth = Grown(f"r{name}", amount, memory.authorised)
+                    journal.append(growth)
+                    memory = account.grow(memory, growth)
             case ("probe", int() as spent):
                 journal.append(Probed(memory.seq, now, now, heard(spent) or 0, memory.authorised))
                 memory = account.apply(memory, journal[-1])

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.account import Ended, Ending, IllegalMove, Move, Probed, Sent
+from store.account import Ended, Ending, Grown, IllegalMove, Move, Probed, Sent
 from store.contract import StoreUnavailable
 from store.journal import Journal, boot_id, moves_after, read_lines
 from store.records import Hold, JournalMark
@@ -28,7 +28,8 @@ moves = st.one_of(
         Sent,
         st.builds(Hold, names, amounts, amounts, times, times, st.integers(-1, 2**53), st.text(max_size=64)),
     ),
-    st.builds(Ended, names, st.sampled_from(Ending), times, st.none() | amounts, amounts),
+    st.builds(Ended, names, st.sampled_from(Ending), times, st.none() | amounts, amounts, amounts),
+    st.builds(Grown, names, amounts, amounts),
     st.builds(Probed, st.integers(0, 2**53), times, times, amounts, amounts),
 )
 SENT = Sent(Hold("r1", 10, 2**100, 1, 2, -1, "f"))
