@@ -111,7 +111,7 @@ class Caps:
     """What one payment must fit, in base units of `token`."""
 
     token: Token
-    host: str
+    host: str  # as the counters name it: host and port, or the wildcard that it falls under
     rule: str
     per_request: int
     host_day: int
@@ -262,7 +262,8 @@ class SpendPolicy:
 
         return Caps(
             token=token,
-            host=str(origin).partition("://")[2],
+            # A wildcard's hosts share its counters: names under it cost their owner nothing to invent.
+            host=rule.pattern if rule.pattern.startswith("*.") else str(origin).partition("://")[2],
             rule=rule.name,
             per_request=units(rule.max_price),
             host_day=units(rule.max_per_day),

@@ -299,7 +299,7 @@ class PayingStream(HttpStream):
                 else:
                     assert self._uplink is not None
                     yield from self._upstream(self._uplink, command.event)
-            else:
+            elif not isinstance(command, commands.Log):  # "Streaming response from …", for each of them
                 reply = yield command
 
     def _upstream(self, uplink: Uplink, event: HttpEvent) -> CommandGenerator[None]:

@@ -7,7 +7,6 @@ ever sees.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -217,7 +216,7 @@ class Uplink:
 
 def with_fields(request: http.Request, outgoing: Outgoing) -> http.Request:
     """A copy of the request's header with `outgoing` in it; the body is shared."""
-    clone = copy.copy(request)
+    clone = http.Request.__new__(http.Request)  # its own `copy` is a serialisation and back: 200 µs
     headers = http.Headers(request.headers.fields)
     lower = request.is_http2 or request.is_http3  # there, field names must be
     for name, value in outgoing.sets:

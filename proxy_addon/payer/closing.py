@@ -31,7 +31,7 @@ from proxy_addon.payer.till import Till
 from store import account, budgets
 from store.account import Probed
 from store.lifecycle import FINAL, PENDING_OPEN, ChannelStatus
-from store.records import Channel, CounterMove
+from store.records import Channel
 
 log: Final = logging.getLogger("bursar")
 
@@ -191,7 +191,8 @@ async def _probe(parts: Parts, till: Till, challenge: Challenge) -> int | None:
     receipt = _receipt(answer, channel)
     if receipt is None or receipt.spent is None:
         return None
-    move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=receipt.spent, voucher=channel.authorised)
+    spent = min(receipt.spent, channel.authorised)
+    move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=spent, voucher=channel.authorised)
     till.channel = account.probed(till.channel, move)
     parts.audit.note(
         "probe",
@@ -200,7 +201,7 @@ async def _probe(parts: Parts, till: Till, challenge: Challenge) -> int | None:
         move=move,
         host=channel.scope.host,
     )
-    return receipt.spent
+    return spent
 
 
 def _receipt(answer: Answer, channel: Channel) -> Receipt | None:
@@ -287,10 +288,7 @@ async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
     captured, refunded = closing.captured, closing.refunded
     token = before.scope.token
     back = before.authorised - min(captured, before.authorised)
-    counters = (
-        CounterMove(budgets.lifetime(token), -back),
-        CounterMove(budgets.refunded(token), back),
-    )
+    counters = budgets.refund_moves(token, back)
 
     def change(record: Channel) -> Channel:
         return replace(

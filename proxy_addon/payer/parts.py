@@ -88,7 +88,7 @@ class Parts:
             found[:] = [(channel, recovered, whole)]
             return replace(recovered, folded=self.audit.journal.mark)
 
-        channel = await self.store.claim(channel_id, recover)
+        channel = await self.store.claim(channel_id, recover, mark=self.audit.journal.mark)
         for before, after, whole in found:
             doubt = after.uncertain - before.uncertain
             told = (

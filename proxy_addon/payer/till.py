@@ -428,6 +428,8 @@ class Till:
         now = self._now()
         hold = self.channel.holds[hold.request_id]  # it may have grown
         voucher = hold.voucher
+        if spent is not None:  # more than was signed cannot be; and a replay must see what we saw
+            spent = min(spent, self.channel.authorised)
         move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0, charged)
         self.channel = account.end(self.channel, move)
         self.last_used = now
