@@ -28,7 +28,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, Literal
+from typing import Final, Literal, assert_never
 
 from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import NeedVoucher, Receipt, parse_need_voucher, parse_receipt_json
@@ -96,7 +96,9 @@ class EventFilter:
         self._held = bytearray()
         self._line = 0  # where in `_held` the current line begins
         self._fresh = True  # PASSING, DROPPING: at the start of a line
-        self._cr = False  # the last byte was a CR: an LF now belongs to it
+        self._cr = (
+            False  # the last byte was an event's CR: an LF now belongs to it (elsewhere it passes anyway)
+        )
         self._taken = False  # the last byte was the end of an event that was taken out
         self._start: bytes | None = b""  # what came before it was clear whether there is a BOM
         self._out: list[bytes] = []
@@ -155,6 +157,8 @@ class EventFilter:
                     position = self._hold(data, position)
                 case _State.PASSING | _State.DROPPING:
                     position = self._to_empty_line(data, position)
+                case never:
+                    assert_never(never)
 
     def _second_byte_of_crlf(self) -> None:
         if self._state is _State.HOLDING:
@@ -170,17 +174,13 @@ class EventFilter:
         last = max(data.rfind(two, position, name) for two in _EMPTY)
         if last < 0:
             return position
-        stop = last + 2
-        self._out.append(data[position:stop])
-        self._cr = data[stop - 1] == _CR
-        self._taken = False
-        return stop
+        self._out.append(data[position : last + 2])
+        return last + 2
 
     def _between(self, data: bytes, position: int) -> int:
         self._taken = False
         if empty := _EMPTY_LINES.match(data, position):
             self._out.append(empty[0])
-            self._cr = data[empty.end() - 1] == _CR
             return empty.end()
         if data[position] == _COLON:
             self._state = _State.COMMENT
@@ -194,7 +194,6 @@ class EventFilter:
         self._out.append(data[position:stop])
         if found:
             self._state = _State.BETWEEN
-            self._cr = data[stop - 1] == _CR
         return stop
 
     def _hold(self, data: bytes, position: int) -> int:

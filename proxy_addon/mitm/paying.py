@@ -26,7 +26,7 @@ class Live(Protocol):
     """A stream with a ticket."""
 
     def client_gone(self) -> None: ...
-    def finish(self) -> None: ...
+    def shut(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -51,10 +51,10 @@ class Paying:
             stream.client_gone()
 
     def close(self) -> None:
-        """The proxy ends: whatever still runs ends here, as far as it got."""
+        """The proxy ends: from here on no credential leaves, and whatever still ran has ended."""
         for streams in tuple(self._live.values()):
             for stream in tuple(streams):
-                stream.finish()
+                stream.shut()
 
     def __len__(self) -> int:
         return sum(map(len, self._live.values()))

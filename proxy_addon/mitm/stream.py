@@ -8,14 +8,11 @@ else — hooks, streaming, trailers, upgrades, errors — is mitmproxy's own cod
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
 from mitmproxy import flow, http
-from mitmproxy.net.http.http1 import expected_http_body_size
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
@@ -38,7 +35,8 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeaders
 
 from proxy_addon.mitm import compat
 from proxy_addon.mitm.answer import Answer
-from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing, Ticket
+from proxy_addon.mitm.case import Case
+from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing
 from proxy_addon.mitm.guard import describe
 from proxy_addon.mitm.hooks import (
     AnsweredErrand,
@@ -49,7 +47,7 @@ from proxy_addon.mitm.hooks import (
 )
 from proxy_addon.mitm.paying import Paying
 from proxy_addon.mitm.uplink import Sent, Uplink
-from proxy_addon.mitm.upload import EMPTY_SHA256, Upload
+from proxy_addon.mitm.upload import EMPTY_SHA256, Upload, is_short, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,18 +73,15 @@ class PayingStream(HttpStream):
         self._paying = paying
         self._layer = layer
         self._uplink: Uplink | None = None
-        self._ticket: Ticket | None = None
-        self._subject: tuple[object, ...] = ()  # what the ticket was given for
+        self._case = Case(paying.gate)
         self._phase = Phase.AWAITING
         self._answer: Answer | None = None
         self._withhold = False  # nothing leaves until the body is complete: the gate wants its digest
         self._spools = False  # the body goes through the uplink's file, not through memory
         self._attempts = 0
         self._retried = False
-        self._gate_failed = False
         self._gone = False
         self._ending = False  # all is done but for the rest of an upload, which waits to be sent
-        self._finished = False
         self._certain: Outcome | None = None
 
     # -- events in -----------------------------------------------------------------------------------------
@@ -141,7 +136,7 @@ class PayingStream(HttpStream):
         except Exception as error:
             logger.error("Serving a watched request failed: %s", describe(error))
             yield from self._break_off()
-        if not self._finished and self._over():
+        if not self._case.ended and self._over():
             yield from self._release()
             self.finish()
 
@@ -183,21 +178,25 @@ class PayingStream(HttpStream):
     def _consider(self, event: RequestHeaders) -> None:
         if self.flow.error or self.flow.response or not self.flow.live:
             return
-        self._ticket = self._ask(None, self._paying.gate.consider, self.flow)
-        if self._ticket is None:
+        self._case.open(self.flow)
+        ticket = self._case.ticket
+        if ticket is None:
             return
         limits = self._paying.limits
         request = self.flow.request
-        self._subject = _subject(request)
-        buffered = event.end_stream or not self._stream_body(request)
+        if not request.stream and not event.end_stream:
+            # A limit on bodies of unknown length is kept by mitmproxy's own buffering only.
+            limited = bool(self.context.options.body_size_limit)
+            request.stream = not limited and not is_short(request, limits.buffered_body)
+        buffered = event.end_stream or not request.stream
         upload = Upload(memory=limits.spool_memory, cap=limits.repeatable_body, hashing=not buffered)
         self._uplink = Uplink(self._layer, self.stream_id, upload, self._paying.backlog)
         self._paying.begun(self.context.client, self)
         self.handle_event = self._take_event  # type: ignore[method-assign]
         if event.end_stream:
-            self._ticket.body_sha256 = EMPTY_SHA256
+            self._case.knows_body(EMPTY_SHA256)
         if not buffered:
-            self._withhold = self._ticket.watches_body
+            self._withhold = ticket.watches_body
             stores = getattr(self.context.options, "store_streamed_bodies", False)
             self._spools = request.stream is True and not stores
         if self._spools:  # what has come in during the hooks is the body's beginning
@@ -209,19 +208,6 @@ class PayingStream(HttpStream):
                 else:
                     self._paused_event_queue.append(waiting)
 
-    def _stream_body(self, request: http.Request) -> bool:
-        """Whether the body passes through our file; a short one is buffered by mitmproxy."""
-        if not request.stream:
-            try:
-                size = expected_http_body_size(request)
-            except ValueError:
-                size = None
-            known = size is not None and ("content-length" in request.headers or size > 0)
-            short = known and size is not None and 0 <= size <= self._paying.limits.buffered_body
-            # A limit on bodies of unknown length is kept by mitmproxy's own buffering only.
-            request.stream = not short and not self.context.options.body_size_limit
-        return bool(request.stream)
-
     def make_server_connection(self) -> CommandGenerator[bool]:
         uplink = self._uplink
         if uplink is None:
@@ -232,45 +218,36 @@ class PayingStream(HttpStream):
 
     def _ready(self, uplink: Uplink) -> CommandGenerator[bool]:
         """Connect, learn what to add, and make sure that somebody still waits. True: the header may leave now."""
-        self._reconsider()
-        ticket = self._ticket
-        if ticket is not None and ticket.body_sha256 is None and not self.flow.request.stream:
-            ticket.body_sha256 = _sha256(self.flow.request.raw_content)
-        outgoing: Outgoing | None = NOTHING if ticket is None else None
+        case = self._case
+        if case.elsewhere(self.flow):
+            digest = case.ticket.body_sha256 if case.ticket else None
+            self.finish()
+            case.open(self.flow)
+            case.knows_body(digest)
+            self._paying.begun(self.context.client, self)
+        if not self.flow.request.stream:
+            case.knows_body(sha256_of(self.flow.request.raw_content))
+        outgoing: Outgoing | None = None
         while True:
             if not (yield from self._connect(uplink, fresh=False)):
                 return False
-            if outgoing is None and ticket is not None:
-                outgoing = yield from self._prepare(ticket)
+            if outgoing is None:
+                outgoing = yield from self._prepare(case)
             if (yield from self.check_killed(True)):
                 return False
-            assert outgoing is not None
             if self.context.server.connected:  # it may have been closed while the gate was busy
                 uplink.outgoing = outgoing
                 return True
 
-    def _reconsider(self) -> None:
-        """An addon's `request` hook may have sent the request elsewhere: then the ticket is not for it."""
-        if self._ticket is None or _subject(self.flow.request) == self._subject:
-            return
-        digest = self._ticket.body_sha256
-        self.finish()
-        self._finished = False
-        self._subject = _subject(self.flow.request)
-        self._ticket = self._ask(None, self._paying.gate.consider, self.flow)
-        if self._ticket is not None:
-            self._ticket.body_sha256 = digest
-            self._paying.begun(self.context.client, self)
-
-    def _prepare(self, ticket: Ticket) -> CommandGenerator[Outgoing]:
-        if self._gate_failed:
+    def _prepare(self, case: Case) -> CommandGenerator[Outgoing]:
+        if case.ticket is None or case.failed:
             return NOTHING
-        outgoing = self._ask(None, self._paying.gate.prepare_now, ticket)
-        if outgoing is None and not self._gate_failed:
-            errand = PrepareErrand(ticket)
+        outgoing = case.prepare_now()
+        if outgoing is None and not case.failed:
+            errand = PrepareErrand(case.ticket)
             yield BursarPrepareHook(errand)
             outgoing = errand.outgoing
-            self._gate_failed = outgoing is None
+            case.failed = outgoing is None
         return outgoing or NOTHING
 
     def _connect(self, uplink: Uplink, *, fresh: bool) -> CommandGenerator[bool]:
@@ -317,8 +294,7 @@ class PayingStream(HttpStream):
                 uplink.upload.trailers = event.trailers
             case RequestEndOfMessage():
                 uplink.upload.complete = True
-                if self._ticket is not None and self._ticket.body_sha256 is None:
-                    self._ticket.body_sha256 = uplink.upload.sha256
+                self._case.knows_body(uplink.upload.sha256)
                 if self._withhold:
                     yield from self._let_go(uplink)
                 yield from uplink.pump()
@@ -359,20 +335,19 @@ class PayingStream(HttpStream):
             yield from self._decide(uplink, answer)
 
     def _wanted(self, uplink: Uplink, response: http.Response) -> bool:
-        ticket = self._ticket
-        if ticket is None or self._gate_failed or self._attempts >= MAX_ATTEMPTS:
+        if self._attempts >= MAX_ATTEMPTS:
             return False
         if self.context.options.validate_inbound_headers:
             try:
                 validate_headers(response)
             except ValueError:
                 return False  # mitmproxy is about to refuse it
-        if not self._ask(False, self._paying.gate.wants, ticket, response):
+        if not self._case.wants(response):
             return False
         if not uplink.upload.repeatable:
             logger.warning(
-                "%s %s was answered %d, but its body is over %d bytes (repeatable_body) and cannot be sent again: "
-                "the answer passes",
+                "%s %s was answered %d, but its body cannot be sent again (over %d bytes, "
+                "repeatable_body; or the disk is full): the answer passes",
                 self.flow.request.method,
                 self.flow.request.pretty_host,
                 response.status_code,
@@ -384,10 +359,9 @@ class PayingStream(HttpStream):
     def _receive(self, uplink: Uplink, response: http.Response) -> None:
         self._phase = Phase.PASSING
         uplink.upload.forget()
-        if self._ticket is not None:
-            self._ask(None, self._paying.gate.received, self._ticket, response)
-            if not response.stream:
-                response.stream = True
+        self._case.received(response)
+        if not response.stream:
+            response.stream = True
 
     def _passing(self, event: HttpEvent) -> CommandGenerator[None]:
         if isinstance(event, ResponseEndOfMessage):
@@ -400,19 +374,20 @@ class PayingStream(HttpStream):
 
     def _decide(self, uplink: Uplink, answer: Answer) -> CommandGenerator[None]:
         """The gate sees the whole answer. Waiting for it also lets the connection's own layer come to rest."""
-        assert self._ticket is not None
+        ticket = self._case.ticket
+        assert ticket is not None
         self._phase = Phase.DECIDING
         response = answer.head.response
-        errand = AnsweredErrand(self._ticket, response, answer.body if answer.ended else None)
+        errand = AnsweredErrand(ticket, response, answer.body if answer.ended else None)
         yield BursarAnsweredHook(errand)
         match errand.decision:
             case Again() as again:
-                fresh = again.fresh or not (self._ticket.repeatable_method or uplink.multiplexed)
+                fresh = again.fresh or not (ticket.repeatable_method or uplink.multiplexed)
                 yield from self._again(uplink, again.outgoing, fresh=fresh)
             case Deliver() as deliver:
                 yield from self._deliver(uplink, answer, deliver)
             case None:
-                self._gate_failed = True
+                self._case.failed = True
                 yield from self._deliver(uplink, answer, Deliver())
 
     def _again(self, uplink: Uplink, outgoing: Outgoing, *, fresh: bool) -> CommandGenerator[None]:
@@ -438,7 +413,7 @@ class PayingStream(HttpStream):
         """The stored answer goes to the client, as if it had just come in."""
         response = answer.head.response
         for name, value in deliver.adds:
-            response.headers.add(name, value)
+            response.headers.add(name.lower() if response.is_http2 or response.is_http3 else name, value)
         self._phase = Phase.PASSING
         self._answer = None
         uplink.upload.forget()
@@ -455,9 +430,11 @@ class PayingStream(HttpStream):
     def _lost(self, uplink: Uplink, error: ResponseProtocolError) -> CommandGenerator[None]:
         """No answer. Once more if that cannot do anything twice, with the same outgoing: nothing new is authorised."""
         unsent = uplink.unsent(error)
-        safe = self._ticket is not None and self._ticket.repeatable_method and uplink.nothing_received
-        if self._ticket is not None and (unsent or safe) and not self._retried and uplink.upload.repeatable:
+        ticket = self._case.ticket
+        safe = ticket is not None and ticket.repeatable_method and uplink.nothing_received
+        if ticket is not None and (unsent or safe) and not self._retried and uplink.upload.repeatable:
             self._retried = True
+            self._case.doubtful = not unsent
             yield BursarTickHook()  # the connection's layer is still in the middle of telling us
             yield from self._again(uplink, uplink.outgoing, fresh=not uplink.multiplexed)
             return
@@ -475,7 +452,7 @@ class PayingStream(HttpStream):
         yield from super().flow_done()
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
-        if self._gone and not self.flow.error:
+        if self._gone:
             self.flow.error = flow.Error(flow.Error.KILLED_MESSAGE)
         return (yield from super().check_killed(emit_error_hook))
 
@@ -484,13 +461,14 @@ class PayingStream(HttpStream):
         if not self._paused:
             self.finish()
 
+    def shut(self) -> None:
+        """The proxy ends: from here on nothing leaves, and the gate hears how far it has got."""
+        self._gone = True
+        self.finish()
+
     def finish(self, outcome: Outcome | None = None) -> None:
-        """Tell the gate how it ended; once."""
-        if self._finished or self._ticket is None:
-            return
-        self._finished = True
         self._paying.ended(self.context.client, self)
-        self._ask(None, self._paying.gate.finished, self._ticket, outcome or self._progress())
+        self._case.end(outcome or self._progress())
 
     def _progress(self) -> Outcome:
         uplink = self._uplink
@@ -508,7 +486,8 @@ class PayingStream(HttpStream):
         if uplink is not None:
             if self._certain is None:
                 self._certain = self._progress()
-            if uplink.open:
+            if uplink.open or self.context.client.alpn == b"h2":
+                # mitmproxy gives an h2 client's h1 connection to nobody else: do not leave it behind unused.
                 yield from uplink.abandon(drained=False, close=True)
             uplink.upload.close()
 
@@ -520,20 +499,3 @@ class PayingStream(HttpStream):
         self.flow.live = False
         self.client_state = self.server_state = self.state_errored
         yield DropStream(self.stream_id)
-
-    def _ask(self, otherwise: Any, method: Callable[..., Any], *args: object) -> Any:
-        """Call the gate. If it fails, it is not asked for money again, and the traffic goes on."""
-        try:
-            return method(*args)
-        except Exception as error:
-            self._gate_failed = True
-            logger.error("The payment gate failed, the request goes on without: %s", describe(error))
-            return otherwise
-
-
-def _subject(request: http.Request) -> tuple[object, ...]:
-    return (request.method, request.scheme, request.host, request.port, request.path)
-
-
-def _sha256(content: bytes | None) -> str:
-    return hashlib.sha256(content or b"").hexdigest()

@@ -11,8 +11,25 @@ from tempfile import SpooledTemporaryFile
 from typing import IO
 
 from mitmproxy import http
+from mitmproxy.net.http.http1 import expected_http_body_size
 
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
+
+
+def sha256_of(content: bytes | None) -> str:
+    return hashlib.sha256(content or b"").hexdigest()
+
+
+def is_short(request: http.Request, limit: int) -> bool:
+    """Is it known from the header that the request's body is no longer than `limit` bytes?"""
+    try:
+        size = expected_http_body_size(request)
+    except ValueError:
+        return False
+    if size is None or size < 0:
+        return False
+    # Without a length, an h1 request has no body; an h2 request may have one.
+    return size <= limit and (size > 0 or "content-length" in request.headers)
 
 
 class Upload:

@@ -277,6 +277,7 @@ class Desk:
                 try:
                     if await till.release():
                         self.tills.remove(till)
+                        _tell_tally(till)
                 except StoreError as error:
                     self.tills.remove(till)
                     log.warning("bursar: %s was not given back: %s", till.channel.channel_id, error)
@@ -290,9 +291,14 @@ class Desk:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for till in self.tills:
+            _tell_tally(till)
             try:
                 if not await till.release() and not till.fenced:
                     await till.commit()
             except StoreError as error:
                 log.warning("bursar: %s was not given back: %s", till.channel.channel_id, error)
         self.tills = []
+
+
+def _tell_tally(till: Till) -> None:
+    log.info("bursar: %s was used for %s", till.channel.channel_id, till.tally)

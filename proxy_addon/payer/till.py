@@ -96,12 +96,19 @@ class Till:
         self.last_used = now()
         self.signatures = 0
         self.commits = 0
+        self._dispatched_before = channel.seq
 
     # -- dispatch
 
     @property
     def usable(self) -> bool:
         return self.channel.status is ChannelStatus.OPEN and not self.fenced
+
+    @property
+    def tally(self) -> str:
+        """What its requests have cost this process."""
+        requests = self.channel.seq - self._dispatched_before
+        return f"{requests} requests, {self.signatures} signatures, {self.commits} commits"
 
     @property
     def idle(self) -> bool:

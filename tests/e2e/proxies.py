@@ -74,15 +74,14 @@ class Home:
         net: Devnet,
         ca: Path,
         *,
-        account: Account | None = None,
         funds: int = 5_000_000,
         **settings: Any,
     ) -> Home:
-        """`settings` are top-level tables of the config that replace the usual ones."""
+        """With a fresh wallet of `funds` base units. `settings` replace the usual top-level tables of the config."""
         directory.mkdir(mode=0o700)
         shutil.copytree(ca, directory / "ca")
         (directory / "ca").chmod(0o700)
-        home = cls(directory, account or net.new_account(funds))
+        home = cls(directory, net.new_account(funds))
         home.write(usual_settings(home, net) | settings)
         return home
 
@@ -132,14 +131,13 @@ def usual_settings(home: Home, net: Devnet) -> Table:
             "max_lifetime": "10",
             "hosts": [rule("127.0.0.1"), rule("localhost")],
         },
-        "chains": chains(net),
+        "chains": {
+            f"eip155:{net.chain_id}": {
+                "rpc": [f"{net.rpc_url}/proxy"],  # a path of its own: faults can be limited to it
+                "tokens": [{"address": net.token, "symbol": "pathUSD"}],
+            }
+        },
     }
-
-
-def chains(net: Devnet, *, rpc: str | None = None, token: str | None = None) -> Table:
-    """The ``[chains]`` table that can pay on `net`; its calls go to the URL path /proxy."""
-    symbol = {"address": token or net.token, "symbol": "pathUSD"}
-    return {f"eip155:{net.chain_id}": {"rpc": [rpc or f"{net.rpc_url}/proxy"], "tokens": [symbol]}}
 
 
 def _toml(table: Mapping[str, Any], path: str = "") -> list[str]:

@@ -126,6 +126,14 @@ def test_head_is_not_charged_by_this_server(devnet: Devnet, proxy: Proxy, charge
     charged.append(PRICE)
 
 
+def test_prices_that_depend_on_the_query(devnet: Devnet, proxy: Proxy, charged: list[int]) -> None:
+    """A challenge that is used again may be for another price: then the fresh one is paid, and no more."""
+    for amount, cost in (("0.01", 10_000), ("0.02", 20_000)) * 2:
+        got = curl(proxy, f"{devnet.http}/price?amount={amount}")
+        assert (got.status, got.json["amount"]) == (200, amount)
+        charged.append(cost)
+
+
 def test_an_applications_error_after_the_charge(devnet: Devnet, proxy: Proxy, charged: list[int]) -> None:
     got = curl(proxy, f"{devnet.http}/status/404paid")
 

@@ -250,8 +250,7 @@ def test_the_reason_header_when_enabled(world: World, make_home: MakeHome, make_
 # ---------------------------------------------------------------------- the client's own Authorization
 
 
-@pytest.mark.parametrize("kind", ["curl"])
-def test_bearer_and_payment_side_by_side(world: World, kind: str) -> None:
+def test_bearer_and_payment_side_by_side(world: World) -> None:
     """The server asks for Payment-Authorization, so both fit."""
     world.net.admin("reset")
     for _ in range(2):

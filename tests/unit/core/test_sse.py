@@ -86,6 +86,11 @@ def bytewise(body: bytes) -> Fed:
         # Two names: the first decides, its event has left.
         (b"event: message\n" + NEED, b"event: message\n" + NEED, ()),
         (b"event\n" + NEED, b"event\n" + NEED, ()),
+        (
+            b"event: payment-receipt\nevent: message\n\n" + MESSAGE,
+            MESSAGE,
+            (Malformed("payment-receipt", "the event has no data"),),
+        ),
         # Near the name, and not the name.
         (b"event: payment-receipts\n\n", b"event: payment-receipts\n\n", ()),
         (b"event:  payment-receipt\n\n", b"event:  payment-receipt\n\n", ()),
@@ -119,6 +124,7 @@ def test_what_leaves_and_what_is_told(body: bytes, out: bytes, events: tuple[obj
     [
         (b"data", "not JSON"),
         (b"data: {", "not JSON"),
+        (b"Data: {}\ndatas: {}", "no data"),
         (b'data: {"channelId":"\xff"}', "not UTF-8"),
         (b'data: {"channelId":"\0"}', "not JSON"),
         (b'data: {"channelId":"0x12"}', "channelId"),
@@ -143,6 +149,7 @@ def test_a_payment_event_that_cannot_be_read_is_taken_out_and_told(data: bytes, 
         ((b"ev", b"ent", b": ", b"m", b"essage\n"), (b"", b"", b"", b"event: m", b"essage\n")),
         ((b"event: p", b"r", b"ogress"), (b"", b"event: pr", b"ogress")),
         ((b"event: payment-receipt", b"s"), (b"", b"event: payment-receipts")),
+        ((b"event: payment-need-voucher", b"s", b"\n"), (b"", b"event: payment-need-vouchers", b"\n")),
         ((b"event", b"\n", b"data: 1"), (b"", b"event\n", b"data: 1")),
         # Data first: at its end.
         ((b"data: 1\n", b"\n"), (b"", b"data: 1\n\n")),

@@ -173,7 +173,7 @@ async def test_a_body_over_the_cap_goes_through_but_only_once(
         got = await line.curl("/", "--data-binary", "@-", stdin=BIG)
         assert (got.status, got.body) == (402, b"pay first")
         assert [r.body == BIG for r in line.upstream.requests] == [True]
-        assert "over 1048576 bytes (repeatable_body)" in line.proxy.log.text()
+        assert "over 1048576 bytes, repeatable_body" in line.proxy.log.text()
     assert "answered" not in gate.tickets[0].calls
     assert gate.tickets[0].body_sha256 == hashlib.sha256(BIG).hexdigest()
     assert gate.tickets[0].outcome is Outcome.COMPLETE

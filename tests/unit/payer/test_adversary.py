@@ -127,7 +127,7 @@ async def story(directory: Path, sizes: list[int], answers: list[Answer], ahead:
     await payer.close(honest=False)
 
 
-@settings(max_examples=150)
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(bursts, st.lists(answers, max_size=40), st.sampled_from(("0", "0.1")))
 def test_whatever_it_answers(sizes: list[int], answers: list[Answer], ahead: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
