@@ -68,6 +68,24 @@ class Ticket(Protocol):
     small one, or with `watches_body`; else when the upload is complete. None until then."""
 
 
+class BodyFilter(Protocol):
+    """Takes what is the gate's out of an answer's body, piece by piece. Never raises."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of this piece, and of what was held back before, goes to the client now."""
+
+    def end(self) -> bytes:
+        """The rest."""
+
+    @property
+    def waiting(self) -> bool:
+        """Does the server wait for something that the gate is about to do? Then look again soon."""
+
+    @property
+    def stopped(self) -> bytes | None:
+        """The answer ends here, with these bytes; None while it goes on."""
+
+
 class Gate(Protocol):
     def consider(self, flow: http.HTTPFlow) -> Ticket | None:
         """May this request be paid for at all? Cheap; no I/O. Never raises."""
@@ -81,8 +99,20 @@ class Gate(Protocol):
     async def prepare(self, ticket: Ticket) -> Outgoing:
         """What to add; may commit and sign. `NOTHING` if nothing is to be paid in advance."""
 
-    def received(self, ticket: Ticket, response: http.Response) -> None:
-        """Final answer: take its receipt and strip what must not reach the client, in place. Never raises."""
+    async def lost(self, ticket: Ticket) -> Outgoing | None:
+        """The connection broke before any byte of the answer to a request with a repeatable method.
+
+        What to send it with once more, which is a new payment; None: it is not sent again.
+        """
+
+    def received(self, ticket: Ticket, response: http.Response) -> BodyFilter | None:
+        """Final answer: take its receipt and strip what must not reach the client, in place. Never raises.
+
+        With a filter, the body goes through it (decoded, if it has a content encoding).
+        """
+
+    def trailers(self, ticket: Ticket, trailers: http.Headers) -> None:
+        """The same for the final answer's trailers. Never raises."""
 
     async def answered(self, ticket: Ticket, response: http.Response, body: bytes | None) -> Again | Deliver:
         """What a payable-looking answer calls for. `body` is None where it broke the size or time limit."""

@@ -21,9 +21,9 @@ from store.records import Channel
 log: Final = logging.getLogger("bursar")
 
 
-def read_receipt(attempt: Attempt, response: http.Response) -> Receipt | None:
-    """The answer's receipt, if it is readable and about this attempt's channel."""
-    value = response.headers.get("Payment-Receipt")
+def read_receipt(attempt: Attempt, fields: http.Headers) -> Receipt | None:
+    """The receipt in an answer's header or trailers, if it is readable and about this attempt's channel."""
+    value = fields.get("Payment-Receipt")
     if value is None:
         return None
     host, channel_id = attempt.want.facts.host, attempt.grant.channel.channel_id
@@ -38,8 +38,8 @@ def read_receipt(attempt: Attempt, response: http.Response) -> Receipt | None:
     return receipt
 
 
-def end(ticket: PayTicket, attempt: Attempt, ending: Ending, reason: str | None) -> None:
-    """End the attempt's hold; never twice."""
+def end(ticket: PayTicket, attempt: Attempt, ending: Ending, reason: str | None, charged: int = 0) -> None:
+    """End the attempt's hold; never twice. `charged` is for a metered stream."""
     if attempt.ended:
         return
     attempt.ended = True
@@ -49,10 +49,12 @@ def end(ticket: PayTicket, attempt: Attempt, ending: Ending, reason: str | None)
         ending,
         attempt.want,
         spent=receipt.spent if receipt is not None else None,
-        accepted=receipt is not None,
+        accepted=receipt is not None or ending is Ending.METERED,
         status=ticket.status,
         reason=reason,
+        charged=charged,
     )
+    attempt.grant.till.vacate(ticket.facts.request_id)
 
 
 def finish(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> None:
@@ -62,7 +64,15 @@ def finish(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> None:
     if attempt.opening:
         sent = outcome is not Outcome.NOT_SENT
         attempt.offer.desk.opening_ended(attempt.grant.till, sent=sent, told=attempt.receipt is not None)
-    end(ticket, attempt, *_ending(ticket, attempt, outcome))
+    stream = attempt.stream
+    if stream is None:
+        end(ticket, attempt, *_ending(ticket, attempt, outcome))
+        return
+    charged = stream.close()
+    if stream.metered:
+        end(ticket, attempt, Ending.METERED, None if outcome is Outcome.COMPLETE else outcome.value, charged)
+    else:
+        end(ticket, attempt, *_ending(ticket, attempt, outcome))
 
 
 def _ending(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> tuple[Ending, str | None]:

@@ -58,7 +58,7 @@ class Desk:
     @property
     def till(self) -> Till | None:
         """The channel that the next request would use, if it is here already."""
-        return next((till for till in self.tills if till.usable), None)
+        return next((till for till in self.tills if till.usable and till.exclusive is None), None)
 
     @property
     def opening(self) -> Opening | None:
@@ -72,11 +72,16 @@ class Desk:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
             for till in self._with_room(want):
+                if want.metered and not till.reserve(want.facts.request_id):
+                    continue
                 till.heed(terms.min_delta)
                 try:
                     return await till.take(want)
                 except ChannelUnusable:
-                    continue
+                    till.vacate(want.facts.request_id)
+                except BaseException:
+                    till.vacate(want.facts.request_id)
+                    raise
             if await self._top_up_for(want, terms, challenge):
                 continue
             grant = await self._find(want, terms, resource)
@@ -90,9 +95,17 @@ class Desk:
                 )
             await self._wait()
 
-    def _with_room(self, want: Want) -> list[Till]:
+    def _free_for(self, want: Want) -> list[Till]:
+        """Tills that this request may use: no stream has them; and for a stream, nothing else is on them."""
         self.tills = [till for till in self.tills if not till.fenced]
-        return [till for till in self.tills if till.usable and till.has_room(want.price)]
+        return [
+            till
+            for till in self.tills
+            if till.usable and till.exclusive is None and (till.idle or not want.metered)
+        ]
+
+    def _with_room(self, want: Want) -> list[Till]:
+        return [till for till in self._free_for(want) if till.has_room(want.price)]
 
     async def _wait(self) -> None:
         if self._opening is None:
@@ -117,18 +130,21 @@ class Desk:
                     return None
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
-                if await self._others_at_work(on_record):
+                if await self._others_at_work(on_record) or any(till.usable for till in self.tills):
                     return None  # they give it back, or their opening is decided
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
             except ChainUnavailable as error:
                 raise LocalRefusal("chain-unavailable", str(error)) from None
             except StoreError as error:
                 raise LocalRefusal("store", str(error)) from None
+            if want.metered:
+                till.exclusive = want.facts.request_id
             self.tills.append(till)
             self._opening = Opening(till)
             try:
                 return till.opening_grant(want)
             except BaseException:
+                till.vacate(want.facts.request_id)
                 self.opening_ended(till, sent=False, told=False)
                 raise
 
@@ -169,7 +185,7 @@ class Desk:
 
     async def _top_up_for(self, want: Want, terms: Terms, challenge: Challenge) -> bool:
         """Give a channel room for `want`, together with all who wait for the same. False: it cannot be had so."""
-        for till in [till for till in self.tills if till.usable and not want.topped_up]:
+        for till in [] if want.topped_up else self._free_for(want):
             topping_up = self._topping.get(till) or self._start_top_up(till, want, terms, challenge)
             if topping_up is None:
                 continue
@@ -180,6 +196,32 @@ class Desk:
             want.topped_up = not till.has_room(want.price)
             return True
         return False
+
+    async def make_room(self, till: Till, want: Want, terms: Terms, challenge: Challenge, more: int) -> bool:
+        """A top-up so that the deposit covers `more` on this very channel (a stream's)."""
+        running = self._topping.get(till)
+        if running is None and till.channel.pending is None:
+            need = till.channel.authorised + more - till.channel.ceiling
+            amount = topping.size(till.channel, want.caps, terms, need)
+            if amount:
+                running = self._run_top_up(
+                    till,
+                    topping.top_up(
+                        self._parts,
+                        till,
+                        want.caps,
+                        challenge,
+                        amount=amount,
+                        fee_payer=terms.fee_payer,
+                        host=want.facts.host,
+                    ),
+                )
+        if running is not None:
+            try:
+                await asyncio.shield(running)
+            except (LocalRefusal, StoreError) as error:
+                log.warning("bursar: no top-up of %s: %s", till.channel.channel_id, error)
+        return till.channel.authorised + more <= till.channel.ceiling
 
     def top_up_soon(self, till: Till, want: Want, terms: Terms, challenge: Challenge) -> None:
         """Start a top-up in the background where the deposit runs low, so that no request has to wait for it."""

@@ -14,6 +14,7 @@ from mitmproxy import http
 
 from proxy_addon.audit import RequestFacts, amount_fields
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError
+from proxy_addon.core.headers import is_event_stream
 from proxy_addon.core.messages import (
     PAYMENT_RESPONSE_FIELDS,
     Problem,
@@ -24,11 +25,13 @@ from proxy_addon.core.messages import (
 from proxy_addon.core.policy import SpendPolicy
 from proxy_addon.core.repair import Way
 from proxy_addon.methods import registry
-from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Fields, Outcome, Outgoing, Ticket
+from proxy_addon.mitm.gate import NOTHING, Again, BodyFilter, Deliver, Fields, Outcome, Outgoing, Ticket
+from proxy_addon.outbound import Answer
 from proxy_addon.payer import booking
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.repairing import Repairs
+from proxy_addon.payer.streams import MeteredStream, StreamFilter, StreamLimits
 from proxy_addon.payer.ticket import (
     Attempt,
     ChallengeExpired,
@@ -138,6 +141,19 @@ class PaymentGate:
             log.exception("bursar: nothing is paid in advance")
             return NOTHING
 
+    async def lost(self, ticket: Ticket) -> Outgoing | None:
+        assert isinstance(ticket, PayTicket)
+        attempt = ticket.attempt
+        if attempt is None or attempt.ended:
+            return self._unpaid(ticket)
+        if attempt.opening:
+            return None
+        booking.end(ticket, attempt, Ending.UNKNOWN, "connection lost, sent again")
+        try:
+            return await self.pay(ticket, attempt.offer)
+        except LocalRefusal:
+            return None
+
     async def prepare(self, ticket: Ticket) -> Outgoing:
         assert isinstance(ticket, PayTicket)
         if ticket.offer is None:
@@ -158,14 +174,14 @@ class PaymentGate:
 
     # -- 3: a final answer's headers are here
 
-    def received(self, ticket: Ticket, response: http.Response) -> None:
+    def received(self, ticket: Ticket, response: http.Response) -> BodyFilter | None:
         assert isinstance(ticket, PayTicket)
         ticket.status = response.status_code
         attempt = ticket.attempt
         if attempt is None or attempt.ended:
-            return
+            return None
         try:
-            attempt.receipt = booking.read_receipt(attempt, response)
+            attempt.receipt = booking.read_receipt(attempt, response.headers)
         finally:
             for name in PAYMENT_RESPONSE_FIELDS:
                 response.headers.pop(name, None)
@@ -173,7 +189,51 @@ class PaymentGate:
             attempt.offer.desk.opening_ended(attempt.grant.till, sent=True, told=attempt.receipt is not None)
         if attempt.receipt is not None:
             attempt.grant.till.answer_came(ticket.facts.request_id)
-            self._offers.taken(ticket.route, attempt.offer)
+        streams = response.status_code == 200 and is_event_stream(response.headers.get("content-type", ""))
+        if attempt.receipt is not None or streams:
+            self._offers.taken(ticket.route, attempt.offer, streams=streams)
+        return self._stream(ticket, attempt) if streams else None
+
+    def _stream(self, ticket: PayTicket, attempt: Attempt) -> BodyFilter:
+        caps, till = attempt.want.caps, attempt.grant.till
+        attempt.stream = MeteredStream(
+            parts=self._parts,
+            ticket=ticket,
+            attempt=attempt,
+            limits=StreamLimits(caps.stream_step, caps.stream_per_second, caps.per_stream),
+            url=ticket.url,
+            refresh=self._refresh,
+            make_room=self._make_room,
+        )
+        till.answer_came(ticket.facts.request_id)
+        if till.exclusive is None:  # nobody knew that it would be one: from here on nothing joins it
+            till.exclusive = ticket.facts.request_id
+        return StreamFilter(attempt.stream)
+
+    def _refresh(self, ticket: PayTicket, attempt: Attempt, answer: Answer) -> Offer | None:
+        """A payable offer on the same channel out of a refusal's own challenge."""
+        try:
+            fresh = self._offers.choose(ticket, parse_challenges(answer.all("www-authenticate")).challenges)
+        except BursarError:
+            return None
+        return fresh if fresh.desk is attempt.offer.desk else None
+
+    @staticmethod
+    async def _make_room(attempt: Attempt, more: int) -> bool:
+        offer = attempt.offer
+        return await offer.desk.make_room(
+            attempt.grant.till, attempt.want, offer.terms, offer.challenge, more
+        )
+
+    def trailers(self, ticket: Ticket, trailers: http.Headers) -> None:
+        assert isinstance(ticket, PayTicket)
+        attempt = ticket.attempt
+        if attempt is None or attempt.ended:
+            return
+        if attempt.receipt is None:
+            attempt.receipt = booking.read_receipt(attempt, trailers)
+        for name in PAYMENT_RESPONSE_FIELDS:
+            trailers.pop(name, None)
 
     # -- 4: an answer that may ask for money
 
@@ -251,6 +311,7 @@ class PaymentGate:
             challenge_id=offer.challenge.id,
             expires_at=offer.expires_at,
             fingerprint=ticket.fingerprint,
+            metered=self._offers.metered(ticket.route, offer.terms.unit_type),
         )
 
     async def pay(

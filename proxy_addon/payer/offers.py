@@ -51,6 +51,7 @@ class Offers:
         self._by_origin: dict[Origin, Desk] = {}
         self._kept: OrderedDict[Route, Offer] = OrderedDict()
         self._refused_reuse: OrderedDict[Route, int] = OrderedDict()
+        self._streams: dict[Route, bool] = {}  # did an answer of this route ever stream?
         self._paused: OrderedDict[Route, int] = OrderedDict()  # ms; nothing is paid in advance before
 
     @property
@@ -147,8 +148,20 @@ class Offers:
         till = desk.till if desk is not None else None
         return till.channel.channel_id if till is not None else None
 
-    def taken(self, route: Route, offer: Offer) -> None:
+    def metered(self, route: Route, unit_type: str | None) -> bool:
+        """Is the answer most likely a stream that asks for more while it flows?
+
+        A route that ever streamed may do so again. Where the price is not that of a whole request, one that
+        nobody has seen yet is taken for a stream, since streams that share a channel can cut each other off.
+        """
+        known = self._streams.get(route)
+        return known if known is not None else unit_type not in (None, "request")
+
+    def taken(self, route: Route, offer: Offer, *, streams: bool = False) -> None:
         """The server took a payment against this offer: keep it for the next request of its route."""
+        if len(self._streams) > MOST_OFFERS:
+            self._streams.clear()
+        self._streams[route] = streams or self._streams.get(route, False)
         offer.used += 1
         self._by_origin[route[0]] = offer.desk
         self._paused.pop(route, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mitmproxy import http
 
@@ -17,6 +18,9 @@ from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.desk import Desk
 from proxy_addon.payer.till import Grant, Want
+
+if TYPE_CHECKING:
+    from proxy_addon.payer.streams import MeteredStream
 
 Route = tuple[Origin, str, str]  # origin, method, path without query
 
@@ -61,6 +65,7 @@ class Attempt:
     opening: bool  # it carries the opening of its channel
     ended: bool = False
     receipt: Receipt | None = None
+    stream: MeteredStream | None = None  # its answer is an event stream
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

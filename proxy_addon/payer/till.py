@@ -48,6 +48,7 @@ class Want:
     fingerprint: str
     bump: bool = False
     write_off: bool = False
+    metered: bool = False  # most likely a stream that asks for more: it gets a channel to itself
     topped_up: bool = False  # a top-up was tried for it, and did not help
 
     @property
@@ -128,7 +129,8 @@ class Till:
             self._pump is not None
             or self._waiting
             or not self.usable
-            or self.exclusive not in (None, want.facts.request_id)
+            or self.exclusive is not None
+            or want.metered
             or want.bump
             or want.write_off
             or self._signed is None
@@ -191,7 +193,7 @@ class Till:
             )
 
     def _check_shared(self, want: Want) -> None:
-        if self.exclusive not in (None, want.facts.request_id):
+        if self.exclusive != (want.facts.request_id if want.metered else None):
             raise ChannelUnusable("stream", f"channel {self.channel.channel_id} pays for a metered stream")
 
     def reserve(self, request_id: str) -> bool:
