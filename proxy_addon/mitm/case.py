@@ -8,7 +8,7 @@ from typing import Any
 
 from mitmproxy import http
 
-from proxy_addon.mitm.gate import Gate, Outcome, Outgoing, Ticket
+from proxy_addon.mitm.gate import BodyFilter, Gate, Outcome, Outgoing, Ticket
 from proxy_addon.mitm.guard import describe
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ class Case:
         self.ticket: Ticket | None = None
         self.failed = False
         self.ended = False
-        self.doubtful = False  # an attempt was lost without an answer, and was made once more
 
     def open(self, flow: http.HTTPFlow) -> None:
         self._subject = _subject(flow.request)
@@ -46,17 +45,20 @@ class Case:
             return False
         return bool(self._ask(False, self._gate.wants, self.ticket, response))
 
-    def received(self, response: http.Response) -> None:
+    def received(self, response: http.Response) -> BodyFilter | None:
+        if self.ticket is None:
+            return None
+        return self._ask(None, self._gate.received, self.ticket, response)  # type: ignore[no-any-return]
+
+    def trailers(self, trailers: http.Headers) -> None:
         if self.ticket is not None:
-            self._ask(None, self._gate.received, self.ticket, response)
+            self._ask(None, self._gate.trailers, self.ticket, trailers)
 
     def end(self, outcome: Outcome) -> None:
         """Once per ticket."""
         if self.ended:
             return
         self.ended = True
-        if outcome is Outcome.NOT_SENT and self.doubtful:
-            outcome = Outcome.LOST  # the last attempt has not left; the one before it may have done something
         self._ask(None, self._gate.finished, self.ticket, outcome)
 
     def _ask(self, otherwise: Any, method: Callable[..., Any], *args: object) -> Any:

@@ -53,7 +53,7 @@ class _Dispatch:
         found = []
         for addon in self._addons.chain:
             with safecall():
-                handlers = self._addons._iter_hooks(addon, event)  # type: ignore[no-untyped-call]
+                handlers = self._addons._iter_hooks(addon, event)
                 names = {id(a) for a, _ in handlers}
                 if names:
                     found.append(tuple(a for a in traverse([addon]) if id(a) in names))  # type: ignore[no-untyped-call]

@@ -16,7 +16,8 @@ from proxy_addon.mitm.gate import Again, Deliver, Outgoing, Ticket
 @dataclass
 class PrepareErrand:
     ticket: Ticket
-    outgoing: Outgoing | None = field(default=None, repr=False)  # stays None if the gate failed
+    lost: bool = False  # an attempt without an answer; what to send the request with once more
+    outgoing: Outgoing | None = field(default=None, repr=False)  # stays None if the gate failed or refused
 
 
 @dataclass
@@ -29,7 +30,7 @@ class AnsweredErrand:
 
 @dataclass
 class BursarPrepareHook(commands.StartHook):  # type: ignore[no-untyped-call]
-    """The connection is up, and what to add to the request is not known without waiting."""
+    """What to add to the request that leaves next is not known without waiting."""
 
     errand: PrepareErrand
 

@@ -37,9 +37,10 @@ class Replay:
     async def bursar_prepare(self, errand: PrepareErrand) -> None:
         try:
             async with asyncio.timeout(self.paying.limits.hook_seconds):
-                errand.outgoing = await self.paying.gate.prepare(errand.ticket)
+                gate = self.paying.gate
+                errand.outgoing = await (gate.lost if errand.lost else gate.prepare)(errand.ticket)
         except Exception as error:
-            logger.error("Preparing a payment failed, the request goes on without: %s", describe(error))
+            logger.error("Preparing a payment failed, it is not made: %s", describe(error))
 
     async def bursar_answered(self, errand: AnsweredErrand) -> None:
         status = errand.response.status_code

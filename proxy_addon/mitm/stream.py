@@ -36,6 +36,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeaders
 from proxy_addon.mitm import compat
 from proxy_addon.mitm.answer import Answer
 from proxy_addon.mitm.case import Case
+from proxy_addon.mitm.filtering import Filtering, filtering
 from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing
 from proxy_addon.mitm.guard import describe
 from proxy_addon.mitm.hooks import (
@@ -74,6 +75,7 @@ class PayingStream(HttpStream):
         self._layer = layer
         self._uplink: Uplink | None = None
         self._case = Case(paying.gate)
+        self._filtering: Filtering | None = None
         self._phase = Phase.AWAITING
         self._answer: Answer | None = None
         self._withhold = False  # nothing leaves until the body is complete: the gate wants its digest
@@ -147,7 +149,9 @@ class PayingStream(HttpStream):
         answer = self._answer
         if self._over():
             return
-        if answer is None or timer is not answer.timer:
+        if self._filtering is not None and timer is self._filtering.timer:
+            yield from self._look_again(uplink, self._filtering)
+        elif answer is None or timer is not answer.timer:
             yield from uplink.woken(timer)
         elif self._phase is Phase.DRAINING:
             if answer.glanced:
@@ -224,7 +228,8 @@ class PayingStream(HttpStream):
             self.finish()
             case.open(self.flow)
             case.knows_body(digest)
-            self._paying.begun(self.context.client, self)
+            if case.ticket is not None:
+                self._paying.begun(self.context.client, self)
         if not self.flow.request.stream:
             case.knows_body(sha256_of(self.flow.request.raw_content))
         outgoing: Outgoing | None = None
@@ -359,18 +364,49 @@ class PayingStream(HttpStream):
     def _receive(self, uplink: Uplink, response: http.Response) -> None:
         self._phase = Phase.PASSING
         uplink.upload.forget()
-        self._case.received(response)
+        body_filter = self._case.received(response)
+        if body_filter is not None:
+            self._filtering = filtering(self.flow.request, response, body_filter)
         if not response.stream:
             response.stream = True
 
     def _passing(self, event: HttpEvent) -> CommandGenerator[None]:
-        if isinstance(event, ResponseEndOfMessage):
-            self.finish(Outcome.COMPLETE)
+        """An event of the final answer, on its way to the client."""
         if self._ending and isinstance(event, ResponseProtocolError):
             assert self._uplink is not None
             self._uplink.open = False  # the answer is complete; nobody wants the rest of the upload
             return
+        match event:
+            case ResponseTrailers():
+                self._case.trailers(event.trailers)
+            case ResponseData() if self._filtering is not None:
+                yield from self._filtered(self._filtering, self._filtering.feed(event.data))
+                return
+            case ResponseEndOfMessage() | ResponseProtocolError() if self._filtering is not None:
+                yield from self._filtered(self._filtering, self._filtering.end())
+        if isinstance(event, ResponseEndOfMessage):
+            self.finish(Outcome.COMPLETE)
         yield from self._through(super()._handle_event(event))
+
+    def _filtered(self, body: Filtering, data: bytes) -> CommandGenerator[None]:
+        if data:
+            yield from self._through(super()._handle_event(ResponseData(self.stream_id, data)))
+        if timer := body.look_again():
+            yield timer
+
+    def _look_again(self, uplink: Uplink, body: Filtering) -> CommandGenerator[None]:
+        """The server waits for the gate, which may have given up on this answer: then it ends here."""
+        body.timer = None
+        last = body.stopped
+        if last is None:
+            yield from self._filtered(body, b"")
+            return
+        self._filtering = None
+        self.finish(Outcome.CUT)
+        yield from uplink.abandon(drained=False, close=True)
+        if last:
+            yield from self._passing(ResponseData(self.stream_id, last))
+        yield from self._passing(ResponseEndOfMessage(self.stream_id))
 
     def _decide(self, uplink: Uplink, answer: Answer) -> CommandGenerator[None]:
         """The gate sees the whole answer. Waiting for it also lets the connection's own layer come to rest."""
@@ -428,16 +464,22 @@ class PayingStream(HttpStream):
             yield from self._passing(event)
 
     def _lost(self, uplink: Uplink, error: ResponseProtocolError) -> CommandGenerator[None]:
-        """No answer. Once more if that cannot do anything twice, with the same outgoing: nothing new is authorised."""
+        """No answer. Once more if that cannot do anything twice that matters."""
         unsent = uplink.unsent(error)
         ticket = self._case.ticket
-        safe = ticket is not None and ticket.repeatable_method and uplink.nothing_received
-        if ticket is not None and (unsent or safe) and not self._retried and uplink.upload.repeatable:
-            self._retried = True
-            self._case.doubtful = not unsent
-            yield BursarTickHook()  # the connection's layer is still in the middle of telling us
-            yield from self._again(uplink, uplink.outgoing, fresh=not uplink.multiplexed)
-            return
+        if ticket is not None and not self._retried and uplink.upload.repeatable:
+            if unsent:  # proven: the same attempt goes on, elsewhere
+                self._retried = True
+                yield BursarTickHook()  # the connection's layer is still in the middle of telling us
+                yield from self._again(uplink, uplink.outgoing, fresh=not uplink.multiplexed)
+                return
+            if ticket.repeatable_method and uplink.nothing_received and not self._case.failed:
+                self._retried = True
+                errand = PrepareErrand(ticket, lost=True)
+                yield BursarPrepareHook(errand)
+                if errand.outgoing is not None:
+                    yield from self._again(uplink, errand.outgoing, fresh=not uplink.multiplexed)
+                    return
         if unsent:
             self._certain = Outcome.NOT_SENT
         yield from self._through(super()._handle_event(error))

@@ -19,6 +19,7 @@ from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer import opening, topping
 from proxy_addon.payer.parts import Parts
+from proxy_addon.payer.tasks import background
 from proxy_addon.payer.till import ChannelUnusable, Grant, Till, Want
 from store.channels import ChannelBusy, ScopeFull
 from store.contract import StoreError
@@ -54,6 +55,7 @@ class Desk:
         self._opening: Opening | None = None
         self._topping: dict[Till, asyncio.Task[bool]] = {}
         self._top_up_again_at = 0  # ms; after one that failed, in the background
+        self._not_taken_until = 0  # ms; after one that the server would not take, for anybody
 
     @property
     def till(self) -> Till | None:
@@ -130,8 +132,11 @@ class Desk:
                     return None
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
-                if await self._others_at_work(on_record) or any(till.usable for till in self.tills):
-                    return None  # they give it back, or their opening is decided
+                occupied = any(till.usable and till.has_room(want.price) for till in self.tills)
+                if occupied or await self._others_at_work(on_record):
+                    return (
+                        None  # by a stream that ends, or by others who give it back or learn what it became
+                    )
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
             except ChainUnavailable as error:
                 raise LocalRefusal("chain-unavailable", str(error)) from None
@@ -235,6 +240,8 @@ class Desk:
     def _start_top_up(
         self, till: Till, want: Want, terms: Terms, challenge: Challenge
     ) -> asyncio.Task[bool] | None:
+        if self._parts.now() < self._not_taken_until:
+            return None  # each try takes until it is past its validity: nobody waits for the next one at once
         need = topping.shortfall(till.channel, want.price)
         amount = topping.size(till.channel, want.caps, terms, need)
         if not amount or till.channel.pending is not None:
@@ -253,10 +260,16 @@ class Desk:
         )
 
     def _run_top_up(self, till: Till, work: Coroutine[Any, Any, bool]) -> asyncio.Task[bool]:
-        task = asyncio.get_running_loop().create_task(work, name="bursar-top-up")
+        task = background(work, "bursar-top-up")
         self._topping[till] = task
-        task.add_done_callback(lambda _: self._topping.pop(till, None))
+        task.add_done_callback(lambda task: self._top_up_ended(till, task))
         return task
+
+    def _top_up_ended(self, till: Till, task: asyncio.Task[bool]) -> None:
+        self._topping.pop(till, None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, LocalRefusal) and error.reason == "top-up-failed":
+            self._not_taken_until = self._parts.now() + TOP_UP_PAUSE_MS
 
     def _note_top_up(self, task: asyncio.Task[bool]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -282,9 +295,7 @@ class Desk:
         current = self._opening
         if current is None or current.till is not till or current.settling is not None:
             return
-        current.settling = asyncio.get_running_loop().create_task(
-            self._settle(current, sent=sent, told=told), name="bursar-opening"
-        )
+        current.settling = background(self._settle(current, sent=sent, told=told), "bursar-opening")
 
     async def _settle(self, current: Opening, *, sent: bool, told: bool) -> None:
         try:

@@ -21,6 +21,7 @@ from proxy_addon.core.repair import Tries, Way, way_out
 from proxy_addon.core.sse import EventFilter, Malformed, PaymentEvent
 from proxy_addon.outbound import Answer
 from proxy_addon.payer.parts import Parts
+from proxy_addon.payer.tasks import background
 from proxy_addon.payer.ticket import Attempt, Offer, PayTicket
 from proxy_addon.payer.till import Grant
 from store import account
@@ -110,7 +111,7 @@ class MeteredStream:
             return
         self._need = need
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._serve(), name="bursar-stream")
+            self._task = background(self._serve(), "bursar-stream")
 
     def progressed(self) -> None:
         """The body goes on: what was needed has been taken."""

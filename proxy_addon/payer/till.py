@@ -19,6 +19,7 @@ from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.core.policy import Caps
 from proxy_addon.core.repair import Tries
 from proxy_addon.methods.contract import Method
+from proxy_addon.payer.tasks import background
 from proxy_addon.signer import Signer
 from store import account
 from store.account import Ended, Ending, Grown, Sent
@@ -252,7 +253,7 @@ class Till:
 
     def _kick(self) -> None:
         if self._pump is None and self._waiting and self._may_serve():
-            self._pump = asyncio.get_running_loop().create_task(self._run(), name="bursar-till")
+            self._pump = background(self._run(), "bursar-till")
 
     def _may_serve(self) -> bool:
         if self._first is not None and self._first in self.channel.holds:

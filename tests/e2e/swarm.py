@@ -1,6 +1,6 @@
 """Many clients in one process: ``swarm.py PORTS URL CLIENTS ROUNDS``; they know of the proxy, and nothing of payment.
 
-`PORTS` are the proxies', comma-separated; the clients are dealt out to them in turn. Each has a connection of its
+The URL has a query already. `PORTS` are the proxies', comma-separated; the clients are dealt out to them in turn. Each has a connection of its
 own, kept for all its rounds. All connect first; then they begin together. One line of JSON says what they got.
 """
 
@@ -46,7 +46,7 @@ class Swarm:
             for number in range(self.rounds):
                 started = time.monotonic()
                 async with asyncio.timeout(SECONDS):
-                    await self._request(reader, writer, f"{self.url}?client={index}&round={number}")
+                    await self._request(reader, writer, f"{self.url}&client={index}&round={number}")
                 self.slowest = max(self.slowest, time.monotonic() - started)
             writer.close()
         except Exception as error:

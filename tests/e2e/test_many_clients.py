@@ -84,9 +84,9 @@ def test_cold_and_warm(
     devnet.admin("reset")
     home = make_home(funds=60_000_000, policy=policy())
     books = Books(devnet, home)
-    url = f"{devnet.http}/req"
+    url = f"{devnet.http}/req?deposit=10"  # no top-up in between
     with running(make_proxy, home, processes) as proxies:
-        cold = swarm(proxies, f"{url}", clients)
+        cold = swarm(proxies, url, clients)
         opened = stats(devnet.seller, "/req")["open"]
         assert 1 <= opened <= processes
         cold_upstream = upstream(devnet, clients)

@@ -8,10 +8,10 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
+import h2.config  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.connection  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.errors  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.events  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
 
 
 @dataclass

@@ -9,10 +9,11 @@ from typing import Any
 
 from mitmproxy import http
 
-from proxy_addon.mitm.gate import NOTHING, Again, Deliver, Outcome, Outgoing, Ticket
+from proxy_addon.mitm.gate import NOTHING, Again, BodyFilter, Deliver, Outcome, Outgoing, Ticket
 
 CANARY = "Payment c4n4ry-credential-never-to-be-seen"
 PAY = Outgoing(sets=(("Authorization", CANARY),), adds=(("Idempotency-Key", "key-1"),))
+PAY_AGAIN = Outgoing(sets=(("Authorization", CANARY + "-2"),))
 
 
 @dataclass
@@ -41,6 +42,8 @@ class FakeGate:
         self.in_time: Callable[[FakeTicket], Awaitable[Outgoing]] | None = None
         self.verdict: Callable[[FakeTicket, int], Verdict | Awaitable[Verdict]] = self.pay_once
         self.receive: Callable[[http.Response], None] | None = None
+        self.after_loss: Outgoing | None = PAY_AGAIN
+        self.body_filter: Callable[[], BodyFilter] | None = None
         self.fail: dict[str, Exception] = {}
         self.changed = asyncio.Event()
 
@@ -91,12 +94,23 @@ class FakeGate:
         assert self.in_time is not None
         return await self.in_time(ticket)
 
-    def received(self, ticket: Ticket, response: http.Response) -> None:
+    async def lost(self, ticket: Ticket) -> Outgoing | None:
+        assert isinstance(ticket, FakeTicket)
+        self._note(ticket, "lost")
+        return self.after_loss
+
+    def trailers(self, ticket: Ticket, trailers: http.Headers) -> None:
+        assert isinstance(ticket, FakeTicket)
+        self._note(ticket, "trailers")
+        trailers.pop("payment-receipt", None)
+
+    def received(self, ticket: Ticket, response: http.Response) -> BodyFilter | None:
         assert isinstance(ticket, FakeTicket)
         self._note(ticket, "received")
         response.headers.pop("payment-receipt", None)
         if self.receive:
             self.receive(response)
+        return self.body_filter() if self.body_filter else None
 
     async def answered(self, ticket: Ticket, response: http.Response, body: bytes | None) -> Verdict:
         assert isinstance(ticket, FakeTicket)

@@ -90,10 +90,10 @@ async def running_proxy(
         master = DumpMaster(chosen, with_termlog=False, with_dumper=False)
         flows = Flows()
         replay = Replay(gate, master.addons, limits) if gate is not None else None
-        master.addons.add(*extra, flows, *([replay] if replay else []))
-        chosen.update(**settings)
+        master.addons.add(*extra, flows, *([replay] if replay else []))  # type: ignore[no-untyped-call]
+        chosen.update(**settings)  # type: ignore[no-untyped-call]
         running = asyncio.create_task(master.run())
-        proxyserver = master.addons.get("proxyserver")
+        proxyserver = master.addons.get("proxyserver")  # type: ignore[no-untyped-call]
         try:
             while not proxyserver.listen_addrs():
                 await asyncio.sleep(0.01)
@@ -101,7 +101,7 @@ async def running_proxy(
             port = proxyserver.listen_addrs()[0][1]
             yield Proxy(master, replay, port, log, flows)
         finally:
-            master.shutdown()
+            master.shutdown()  # type: ignore[no-untyped-call]
             await running
     if gate is not None:
         assert "mitmproxy has crashed" not in log.text(), log.text()

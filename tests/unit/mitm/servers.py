@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
-import h2.exceptions
-import h2.settings
+import h2.config  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.connection  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.errors  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.events  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.exceptions  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
+import h2.settings  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -92,6 +92,7 @@ class Upstream:
     requests: list[Request] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    listener: asyncio.Server = field(init=False)
 
     def url(self, path: str = "/") -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}{path}"
@@ -219,6 +220,7 @@ async def h1_server(handler: Handler, tls: ssl.SSLContext | None = None) -> Asyn
         task.add_done_callback(tasks.discard)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
+    upstream.listener = server
     upstream.port = server.sockets[0].getsockname()[1]
     try:
         yield upstream
@@ -393,6 +395,7 @@ async def h2_server(
             writer.close()
 
     server = await asyncio.start_server(lambda r, w: spawn(serve(r, w)), "127.0.0.1", 0, ssl=tls)
+    upstream.listener = server
     upstream.port = server.sockets[0].getsockname()[1]
     try:
         yield upstream

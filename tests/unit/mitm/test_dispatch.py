@@ -71,7 +71,8 @@ def master(request: pytest.FixtureRequest) -> Callable[[], Any]:
 
 
 async def test_order_and_failures(master: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> None:
-    addons, calls, flow = master().addons, [], tflow.tflow()
+    calls: list[str] = []
+    addons, flow = master().addons, tflow.tflow()
     addons.add(*world(calls))
     for _ in range(2):
         calls.clear()
@@ -83,14 +84,23 @@ async def test_order_and_failures(master: Callable[[], Any], caplog: pytest.LogC
 
 
 async def test_halt(master: Callable[[], Any]) -> None:
-    addons, calls = master().addons, []
-    addons.add(Addon("a", calls, error=exceptions.AddonHalt()), Addon("b", calls))
+    calls: list[str] = []
+    addons = master().addons
+    addons.add(
+        Addon(
+            "a",
+            calls,
+            error=exceptions.AddonHalt(),  # type: ignore[no-untyped-call]
+        ),
+        Addon("b", calls),
+    )
     await addons.trigger_event(HttpRequestHook(tflow.tflow()))
     assert calls == ["a"]
 
 
 async def test_addons_come_and_go(master: Callable[[], Any]) -> None:
-    addons, calls = master().addons, []
+    calls: list[str] = []
+    addons = master().addons
     first, second = Addon("a", calls), Addon("b", calls)
 
     async def request() -> list[str]:

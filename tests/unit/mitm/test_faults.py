@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import h2.errors
+import h2.errors  # type: ignore[import-untyped, unused-ignore]  # typed since 4.2
 import pytest
 from mitmproxy import http
 
@@ -38,8 +38,8 @@ async def test_a_connection_closed_after_the_402(wiring: Wiring, gate: FakeGate)
         assert [r.paid for r in line.upstream.requests] == [False, True] * 2
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_keep_alive_race(plain_wiring: Wiring, gate: FakeGate, method: str) -> None:
+@pytest.mark.parametrize(("method", "again"), [("GET", 1), ("GET", 0), ("POST", 0)])
+async def test_keep_alive_race(plain_wiring: Wiring, gate: FakeGate, method: str, again: int) -> None:
     """The server closes a used connection just as the credential leaves: unknown whether it has seen it."""
 
     async def racing(x: Exchange | Exchange2) -> None:
@@ -50,19 +50,23 @@ async def test_keep_alive_race(plain_wiring: Wiring, gate: FakeGate, method: str
             await shop(x)
 
     gate.now = PAY
+    if not again:
+        gate.after_loss = None  # and a POST is not even asked for
     async with plain_wiring.line(racing, gate) as line:
         got = await line.curl("/", "-X", method, line.upstream.url("/first"))
-        again = 1 if method == "GET" else 0
         assert [(r.connection, r.path) for r in line.upstream.requests] == [
             (1, "/first"),
             (1, "/"),
             *[(2, "/")] * again,
         ]
-        assert {r.get("authorization") for r in line.upstream.requests} == {CANARY}
+        # Its outcome is unknown, so what goes out again is a new payment.
+        paid_with = [r.get("authorization") for r in line.upstream.requests]
+        assert paid_with == [CANARY, CANARY, *[CANARY + "-2"] * again]
         assert got.status == (200 if again else 502)
     outcome = Outcome.COMPLETE if again else Outcome.LOST
     assert [t.outcome for t in gate.tickets] == [Outcome.COMPLETE, outcome]
     assert [t.calls.count("prepare_now") for t in gate.tickets] == [1, 1]
+    assert [t.calls.count("lost") for t in gate.tickets] == [0, int(method == "GET")]
 
 
 async def test_a_new_connection_that_closes_is_not_tried_again(wiring: Wiring, gate: FakeGate) -> None:
@@ -335,7 +339,7 @@ async def test_a_gate_that_hangs(wiring: Wiring, gate: FakeGate, method: str) ->
     if method == "prepare":
         gate.now, gate.in_time = None, hang
     else:
-        gate.verdict = lambda ticket, n: hang(ticket)  # type: ignore[arg-type,return-value]
+        gate.verdict = lambda ticket, n: hang(ticket)  # type: ignore[assignment,return-value]
     async with wiring.line(shop, gate, Limits(hook_seconds=0.2)) as line:
         got = await line.curl("/", "-d", "x")
         assert (got.status, got.body) == (402, b"pay first")
@@ -368,7 +372,7 @@ async def test_a_stream_callable_that_raises_does_not_hang_the_client(wiring: Wi
 async def test_an_addon_kills_the_request(plain_wiring: Wiring, gate: FakeGate) -> None:
     class Killer:
         def request(self, flow: http.HTTPFlow) -> None:
-            flow.kill()
+            flow.kill()  # type: ignore[no-untyped-call]
 
     async with plain_wiring.line(shop, gate, extra=(Killer(),)) as line:
         assert (await line.curl("/")).code != 0
@@ -548,3 +552,23 @@ async def test_a_request_that_waits_for_a_free_stream_has_not_left(
         assert [r.path for r in up.requests] == ["/first", *([] if leaves else ["/second"]), "/third"]
         await tunnel.close()
     assert gate.tickets[1].outcome is (Outcome.NOT_SENT if leaves else Outcome.COMPLETE)
+
+
+async def test_nothing_leaves_once_the_proxy_has_ended(wiring: Wiring, gate: FakeGate) -> None:
+    """What the gate was told at the end stays true."""
+    release = asyncio.Event()
+
+    async def prepare(ticket: FakeTicket) -> Outgoing:
+        await release.wait()
+        return PAY
+
+    gate.now, gate.in_time = None, prepare
+    async with wiring.line(shop, gate) as line:
+        client = asyncio.ensure_future(line.curl("/", "-d", "x"))
+        await gate.until(lambda: gate.tickets and "prepare" in gate.tickets[0].calls)
+        assert line.proxy.replay
+        line.proxy.replay.paying.close()
+        assert gate.tickets[0].outcome is Outcome.NOT_SENT
+        release.set()
+        assert (await client).code != 0
+        assert not line.upstream.requests

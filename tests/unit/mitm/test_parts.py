@@ -75,8 +75,9 @@ def test_no_peer_is_not_loopback() -> None:
 def test_describe_tells_our_own_messages_and_of_others_only_the_place() -> None:
     assert describe(LocalRefusal("limit", "asks 5, over 1")) == "LocalRefusal: asks 5, over 1"
     assert describe(KeyError("secret")) == "KeyError"
+    nothing: dict[str, int] = {}
     try:
-        {}["secret"]
+        nothing["secret"]
     except KeyError as error:
         told = describe(error)
     assert told.startswith("KeyError at ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 
 import pytest
@@ -257,8 +258,9 @@ async def test_trailers_both_ways_and_again_in_the_replay(h2_wiring: Wiring, gat
         await x.data(b"x")
         await x.end([("grpc-status", "0")])
 
-    for verdict, status in ((Again(PAY), 200), (Deliver(), 402)):
-        gate.verdict = lambda ticket, n, verdict=verdict: verdict
+    verdicts: list[tuple[Again | Deliver, int]] = [(Again(PAY), 200), (Deliver(), 402)]
+    for verdict, status in verdicts:
+        gate.verdict = functools.partial(lambda chosen, ticket, n: chosen, verdict)
         async with h2_wiring.line(grpc, gate) as line:
             tunnel = await Tunnel.open(line.proxy.port, "127.0.0.1", line.upstream.port)
             answer = tunnel.request("POST", "/", end=False)

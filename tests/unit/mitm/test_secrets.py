@@ -67,5 +67,5 @@ def test_no_secret_in_representations() -> None:
     from mitmproxy import http
 
     errand = AnsweredErrand(ticket, http.Response.make(402), b"", Again(PAY))
-    assert "c4n4ry" not in repr((PAY, Again(PAY), errand, PrepareErrand(ticket, PAY)))
+    assert "c4n4ry" not in repr((PAY, Again(PAY), errand, PrepareErrand(ticket, outgoing=PAY)))
     assert ticket.outcome is not Outcome.COMPLETE

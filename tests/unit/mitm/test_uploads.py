@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from typing import Any
 
 import pytest
 from mitmproxy import http
@@ -184,7 +185,7 @@ async def test_another_addon_transforms_the_stream(wiring: Wiring, gate: FakeGat
 
     class Upper:
         def requestheaders(self, flow: http.HTTPFlow) -> None:
-            flow.request.stream = lambda data: [data.upper()]  # type: ignore[method-assign,assignment]
+            flow.request.stream = lambda data: [data.upper()]
 
     async with wiring.line(shop, gate, extra=(Upper(),)) as line:
         got = await line.curl("/", "--data-binary", "@-", stdin=b"abc" * 100_000)
@@ -192,7 +193,7 @@ async def test_another_addon_transforms_the_stream(wiring: Wiring, gate: FakeGat
 
 
 @pytest.mark.parametrize("options", [{"stream_large_bodies": "1k"}, {"body_size_limit": "9m"}])
-async def test_mitmproxys_own_size_options(wiring: Wiring, gate: FakeGate, options: dict[str, str]) -> None:
+async def test_mitmproxys_own_size_options(wiring: Wiring, gate: FakeGate, options: dict[str, Any]) -> None:
     async with wiring.line(shop, gate, **options) as line:
         got = await line.curl("/", "--data-binary", "@-", stdin=BIG)
         assert (got.status, got.body) == (200, paid_for(BIG))

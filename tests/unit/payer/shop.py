@@ -418,6 +418,7 @@ class Payer:
                 await desk.opening.decided.wait()
             while tasks := list(desk._topping.values()):
                 await asyncio.wait(tasks)
+                await asyncio.sleep(0)  # for what is done when they are done
 
     async def channels(self, status: ChannelStatus | None = None) -> list[Channel]:
         """As they are on record, the oldest first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -29,12 +29,11 @@ def shop() -> Shop:
 
 
 @pytest.fixture(autouse=True)
-def quick_chain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain is asked without pauses."""
     for module in (opening, topping):
         monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
         monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.001)
-    return
 
 
 async def warm(payer: Payer) -> Payer:
