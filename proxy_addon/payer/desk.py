@@ -202,6 +202,11 @@ class Desk:
             return True
         return False
 
+    async def decided(self, till: Till) -> None:
+        """Wait until the chain has decided on this channel's opening, if that is still open."""
+        if self._opening is not None and self._opening.till is till:
+            await self._opening.decided.wait()
+
     async def make_room(self, till: Till, want: Want, terms: Terms, challenge: Challenge, more: int) -> bool:
         """A top-up so that the deposit covers `more` on this very channel (a stream's)."""
         running = self._topping.get(till)
@@ -219,6 +224,7 @@ class Desk:
                         amount=amount,
                         fee_payer=terms.fee_payer,
                         host=want.facts.host,
+                        resource=want.resource,
                     ),
                 )
         if running is not None:
@@ -256,6 +262,7 @@ class Desk:
                 amount=amount,
                 fee_payer=terms.fee_payer,
                 host=want.facts.host,
+                resource=want.resource,
             ),
         )
 

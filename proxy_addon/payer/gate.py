@@ -203,7 +203,6 @@ class PaymentGate:
             limits=StreamLimits(caps.stream_step, caps.stream_per_second, caps.per_stream),
             url=ticket.url,
             refresh=self._refresh,
-            make_room=self._make_room,
         )
         till.answer_came(ticket.facts.request_id)
         if till.exclusive is None:  # nobody knew that it would be one: from here on nothing joins it
@@ -217,13 +216,6 @@ class PaymentGate:
         except BursarError:
             return None
         return fresh if fresh.desk is attempt.offer.desk else None
-
-    @staticmethod
-    async def _make_room(attempt: Attempt, more: int) -> bool:
-        offer = attempt.offer
-        return await offer.desk.make_room(
-            attempt.grant.till, attempt.want, offer.terms, offer.challenge, more
-        )
 
     def trailers(self, ticket: Ticket, trailers: http.Headers) -> None:
         assert isinstance(ticket, PayTicket)
@@ -311,6 +303,7 @@ class PaymentGate:
             challenge_id=offer.challenge.id,
             expires_at=offer.expires_at,
             fingerprint=ticket.fingerprint,
+            resource=offer.resource,
             metered=self._offers.metered(ticket.route, offer.terms.unit_type),
         )
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,7 +36,6 @@ PROGRESS_MS: Final = 2_000
 MOST_TRIES: Final = 4
 
 Refresh = Callable[[PayTicket, Attempt, Answer], Offer | None]
-MakeRoom = Callable[[Attempt, int], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class MeteredStream:
     limits: StreamLimits
     url: str = field(repr=False)
     refresh: Refresh  # a payable offer out of an answer's fresh challenge
-    make_room: MakeRoom  # a top-up so that the deposit covers so much more
     metered: bool = False  # has it asked for a voucher, or brought a receipt at its end?
     stop_reason: LocalRefusal | None = None
     receipt: Receipt | None = None
@@ -158,6 +156,7 @@ class MeteredStream:
 
     async def _grant(self, required: int) -> Grant:
         till, want, hold = self.attempt.grant.till, self.attempt.want, self.attempt.grant.hold
+        await self.attempt.offer.desk.decided(till)
         more = required - till.channel.authorised
         if more <= 0:
             return till.current(hold)
@@ -176,9 +175,7 @@ class MeteredStream:
                 f" {token.show(self.limits.total)} ({want.caps.rule})",
             )
         await self._pace(more)
-        if till.channel.authorised + more > till.channel.ceiling and not await self.make_room(
-            self.attempt, more
-        ):
+        if till.channel.authorised + more > till.channel.ceiling and not await self._make_room(more):
             raise LocalRefusal(
                 "deposit-used-up",
                 f"the deposit of {till.channel.channel_id} does not cover what {self._host} asks for a stream"
@@ -189,6 +186,13 @@ class MeteredStream:
         self._total += more
         self._raises.append((self.parts.now(), more))
         return grant
+
+    async def _make_room(self, more: int) -> bool:
+        """A top-up so that the deposit covers so much more."""
+        offer, attempt = self.attempt.offer, self.attempt
+        return await offer.desk.make_room(
+            attempt.grant.till, attempt.want, offer.terms, offer.challenge, more
+        )
 
     async def _pace(self, more: int) -> None:
         """Wait until the last second's raises and this one fit units per second; one step always fits."""
@@ -243,7 +247,7 @@ class MeteredStream:
                 )
                 return await self._grant(till.channel.authorised + till.channel.min_delta)
             case Way.DEPOSIT:
-                if await self.make_room(self.attempt, till.channel.min_delta):
+                if await self._make_room(till.channel.min_delta):
                     return till.current(hold)
             case _:
                 pass

@@ -47,6 +47,7 @@ class Want:
     challenge_id: str
     expires_at: int  # ms; of the challenge
     fingerprint: str
+    resource: str = ""  # URL without query that the challenge is from: where to manage the channel
     bump: bool = False
     write_off: bool = False
     metered: bool = False  # most likely a stream that asks for more: it gets a channel to itself

@@ -51,12 +51,21 @@ def is_low(channel: Channel, caps: Caps, terms: Terms, price: int) -> bool:
 
 
 async def top_up(
-    parts: Parts, till: Till, caps: Caps, challenge: Challenge, *, amount: int, fee_payer: bool, host: str
+    parts: Parts,
+    till: Till,
+    caps: Caps,
+    challenge: Challenge,
+    *,
+    amount: int,
+    fee_payer: bool,
+    host: str,
+    resource: str,
 ) -> bool:
     """Add `amount` (base units) to the deposit, and wait until the chain has decided.
 
-    Raises `LocalRefusal` if nothing was sent (limits, unfunded wallet, chain not reachable) or the top-up failed.
-    After a crash the transaction is in the record, and `settle` goes on.
+    It goes to `resource`, the place that the challenge is from. Raises `LocalRefusal` if nothing was sent (limits,
+    unfunded wallet, chain not reachable) or the top-up failed. After a crash the transaction is in the record, and
+    `settle` goes on.
     """
     channel, chain = till.channel, parts.chain(till.channel.scope.chain)
     scope, token = channel.scope, caps.token
@@ -90,7 +99,7 @@ async def top_up(
         await till.commit(change=propose, counters=counters)
     except LimitExceeded as error:
         raise limit_refusal(error, host, token) from None
-    await _send(parts, till, challenge, host)
+    await _send(parts, till, challenge, host, resource)
     if not await settle(parts, till):
         raise LocalRefusal(
             "top-up-failed", f"{host} did not take a top-up of {channel.channel_id}; nothing was added"
@@ -98,7 +107,7 @@ async def top_up(
     return True
 
 
-async def _send(parts: Parts, till: Till, challenge: Challenge, host: str) -> None:
+async def _send(parts: Parts, till: Till, challenge: Challenge, host: str, resource: str) -> None:
     """Whatever the server answers, the chain decides."""
     channel = till.channel
     assert channel.pending is not None
@@ -112,7 +121,7 @@ async def _send(parts: Parts, till: Till, challenge: Challenge, host: str) -> No
     payload = till.method.top_up_payload(channel, amount=pending.deposit, transaction=pending.raw)
     value = build_credential(challenge, payload, f"did:pkh:{scope.chain}:{scope.payer}")
     try:
-        answer = await parts.outbound.send("POST", channel.resource, {challenge.credential_header: value})
+        answer = await parts.outbound.send("POST", resource, {challenge.credential_header: value})
     except OutcomeUnknown as error:
         log.info("bursar: the answer to the top-up of %s is not known: %s", channel.channel_id, error)
         return

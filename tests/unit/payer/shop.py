@@ -413,12 +413,13 @@ class Payer:
 
     async def settled(self) -> None:
         """Until the chain has decided on all openings and top-ups."""
-        for desk in self.gate._offers.desks:
-            while desk.opening is not None:
-                await desk.opening.decided.wait()
-            while tasks := list(desk._topping.values()):
-                await asyncio.wait(tasks)
-                await asyncio.sleep(0)  # for what is done when they are done
+        async with asyncio.timeout(20):
+            for desk in self.gate._offers.desks:
+                while desk.opening is not None:
+                    await desk.opening.decided.wait()
+                while tasks := list(desk._topping.values()):
+                    await asyncio.wait(tasks)
+                    await asyncio.sleep(0)  # for what is done when they are done
 
     async def channels(self, status: ChannelStatus | None = None) -> list[Channel]:
         """As they are on record, the oldest first."""
