@@ -24,6 +24,7 @@ from proxy_addon.mitm import compat, peers
 from proxy_addon.mitm.hooks import AnsweredErrand, PrepareErrand
 from proxy_addon.mitm.paying import Limits
 from proxy_addon.mitm.replay import Replay
+from proxy_addon.mitm.websocket import Sockets
 from proxy_addon.payer.gate import PaymentGate
 from proxy_addon.runtime import Runtime, open_runtime
 from store.contract import StoreError
@@ -41,9 +42,10 @@ class BursarAddon:
         self.settings: config.Settings | None = None
         self.runtime: Runtime | None = None
         self.failure: str | None = None  # why nothing is paid, for whoever started us
-        self.error: Exception | None = None  # the same, where an exception said so
+        self.cause: Exception | None = None  # the same, where an exception said so
         self._gate: PaymentGate | None = None
         self._replay: Replay | None = None
+        self._sockets: Sockets | None = None
         self._upkeep: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
 
@@ -78,7 +80,7 @@ class BursarAddon:
         try:
             self.runtime = await open_runtime(settings, need_signer=settings.mode == "pay")
         except (BursarError, StoreError, config.ConfigError) as error:
-            self.error = error
+            self.cause = error
             return str(error)
         proxy = settings.proxy
         self._gate = PaymentGate(
@@ -86,6 +88,8 @@ class BursarAddon:
         )
         limits = Limits(repeatable_body=proxy.max_body_mib * 1024 * 1024, hook_seconds=HOOK_SECONDS)
         self._replay = Replay(self._gate, ctx.master.addons, limits)
+        self._sockets = Sockets(self._gate.sockets, ctx.master.addons, HOOK_SECONDS)
+        self._replay.paying.sockets = self._sockets
         self._upkeep = asyncio.create_task(self._release_idle(proxy.release_idle_s), name="bursar-upkeep")
         payer = self.runtime.signer.address if self.runtime.signer is not None else "nobody (shadow mode)"
         log.info("bursar: pays as %s, for %d host rules", payer, len(settings.policy.hosts))
@@ -130,13 +134,24 @@ class BursarAddon:
     def bursar_tick(self, errand: None) -> None:
         pass
 
+    def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        return self._sockets.before_upgrade(flow) if self._sockets is not None else None
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        if self._sockets is not None:
+            self._sockets.dropped(flow)
+
     def responseheaders(self, flow: http.HTTPFlow) -> None:
+        if self._sockets is not None and flow.response is not None and flow.response.status_code != 101:
+            self._sockets.dropped(flow)
         if self._gate is not None and flow.response is not None and flow.response.status_code == 402:
             self._gate.stranger(flow)
 
     def client_disconnected(self, client: Client) -> None:
         if self._replay is not None:
             self._replay.client_disconnected(client)
+        if self._sockets is not None:
+            self._sockets.gate.client_gone(client.id)
 
     async def done(self) -> None:
         """Async, so that mitmdump does not load us twice; within a deadline, since it waits without one."""
@@ -144,6 +159,8 @@ class BursarAddon:
             self._upkeep.cancel()
         if self._replay is not None:
             self._replay.paying.close()
+        if self._sockets is not None:
+            self._sockets.gate.shut()
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 if self._gate is not None:

@@ -67,6 +67,12 @@ def _host(value: str) -> str:
     return value.lower()
 
 
+def _socket_path(value: str) -> str:
+    if not value.startswith("/") or "?" in value or "#" in value:
+        raise ValueError('expected a path without a query, such as "/ws"')
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Caip2 = Annotated[str, AfterValidator(_caip2)]
 Amount = Annotated[str, BeforeValidator(_amount)]
@@ -74,6 +80,7 @@ Amount = Annotated[str, BeforeValidator(_amount)]
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 HostPattern = Annotated[str, AfterValidator(_host)]
+SocketPath = Annotated[str, AfterValidator(_socket_path)]
 UserPath = Annotated[Path, AfterValidator(_path)]
 
 
@@ -129,6 +136,7 @@ class Host(_Table):
     tokens: tuple[Address, ...] = ()
     chains: tuple[Caip2, ...] = ()
     allow_http: Flag = False
+    websocket_paths: tuple[SocketPath, ...] = ()
 
 
 class Policy(_Table):
@@ -222,6 +230,7 @@ def _host_rule(index: int, host: Host) -> HostRule:
         tokens=frozenset(host.tokens),
         chains=frozenset(host.chains),
         allow_http=host.allow_http,
+        websocket_paths=frozenset(host.websocket_paths),
     )
 
 

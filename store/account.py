@@ -178,6 +178,13 @@ def probed(channel: Channel, move: Probed) -> Channel:
     return _receipt(channel, move.spent, seq=move.seq, sent_at=move.sent_at, at=move.at)
 
 
+def proven_accepted(channel: Channel, voucher: int) -> Channel:
+    """Our own signature shows that the server has `voucher` (cumulative): knowledge, no money."""
+    if voucher > channel.authorised:
+        raise IllegalMove(f"{channel.channel_id} has {channel.authorised} authorised, not {voucher}")
+    return replace(channel, accepted=max(channel.accepted, voucher))
+
+
 def write_off(channel: Channel, amount: int, at: int) -> Channel:
     """Our account was too rosy: at most `amount` of what we thought free may have been charged."""
     moved = min(amount, channel.free)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from proxy_addon.cli import account
 from proxy_addon.cli.failure import Failure, failure_of
+from proxy_addon.cli.handover import wait_option, when_free
 from proxy_addon.cli.home import config_option, json_option, load_settings
 from proxy_addon.cli.output import echo_json, printable, short_id, table, utc
 from proxy_addon.cli.wallet import missing_password
-from store.amounts import Token
+from store.amounts import Token, parse_units
 from store.lifecycle import FINAL, ChannelStatus
 from store.records import Channel
 
@@ -26,23 +28,25 @@ if TYPE_CHECKING:
     from proxy_addon.payer.forcing import GraceRunning
     from proxy_addon.runtime import Runtime
 
-_RETRY_S: Final = 0.25
-_AMOUNTS: Final = (
-    "deposit",
-    "authorised",
-    "paid",
-    "uncertain",
-    "held",
-    "free",
-    "accepted",
-    "settled",
-    "fees",
+_NOT_LIMITS: Final = frozenset(
+    {
+        *(
+            "no-channel",
+            "channel-not-open",
+            "pending-unknown",
+            "server-unreachable",
+            "no-challenge",
+            "protocol",
+        ),
+        *("chain-unavailable", "unfunded", "top-up-failed"),
+    }
 )
+"""Why a top-up fails that no limit is against."""
 
 
 @click.group(name="channels")
 def command() -> None:
-    """List, show and close payment channels. All of it works while a proxy runs.
+    """List, show, top up and close payment channels. All of it works while a proxy runs.
 
     \b
     Examples:
@@ -81,7 +85,7 @@ def list_(config: Path, everything: bool, as_json: bool) -> None:
 @json_option
 @click.argument("channel_id", metavar="ID")
 def show(config: Path, as_json: bool, channel_id: str) -> None:
-    """All that is known of one channel; the start of its id is enough.
+    """One channel's account, its history, and what comes next; the start of its id is enough.
 
     \b
     Example:
@@ -93,10 +97,13 @@ def show(config: Path, as_json: bool, channel_id: str) -> None:
     views = _views(settings)
     channel = one_of((view.channel for view in views), channel_id)
     view = next(view for view in views if view.channel is channel)
+    history = account.history_of(settings, channel.channel_id)
     if as_json:
-        echo_json(_as_json(settings, view))
+        now = time.time_ns() // 1_000_000
+        following = account.next_step(view, _token(settings, channel), history, now)
+        echo_json(_as_json(settings, view) | {"next": following, "history": account.as_json(history)})
         return
-    pairs = _details(settings, view)
+    pairs = account.details(view, _token(settings, channel), history)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         click.echo(f"{name.ljust(width)}  {printable(value)}")
@@ -110,13 +117,7 @@ def show(config: Path, as_json: bool, channel_id: str) -> None:
     is_flag=True,
     help="Without the server: request the close on the chain now, withdraw when run again after 16 minutes.",
 )
-@click.option(
-    "--wait",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    help="Seconds to wait for a running proxy to give the channel back.",
-)
+@wait_option
 @json_option
 @click.argument("channel_id", metavar="[ID]", required=False)
 def close(
@@ -138,6 +139,73 @@ def close(
     code = asyncio.run(_close(settings, channel_id, wait, force=force, as_json=as_json))
     if code:
         raise SystemExit(code)
+
+
+@command.command(name="top-up")
+@config_option
+@wait_option
+@json_option
+@click.argument("channel_id", metavar="ID")
+@click.argument("amount", metavar="AMOUNT")
+def top_up(config: Path, wait: float, as_json: bool, channel_id: str, amount: str) -> None:
+    """Add AMOUNT (in the channel's token, such as 0.50) to a channel's deposit.
+
+    Within the limits of the host's rule: max_deposit for the channel, max_deposits_per_day. A proxy tops up by
+    itself when a deposit runs low; this is for more than that.
+
+    \b
+    Example:
+      bursar channels top-up 0x1f3a 0.50
+    """
+    settings = load_settings(config)
+    os.environ.update(missing_password(settings))
+    asyncio.run(_top_up(settings, channel_id, amount, wait, as_json=as_json))
+
+
+async def _top_up(settings: Settings, start: str, amount: str, wait: float, *, as_json: bool) -> None:
+    from proxy_addon.cli.records import one_of
+    from proxy_addon.core.errors import LocalRefusal
+    from proxy_addon.payer.by_hand import top_up_channel
+    from proxy_addon.runtime import open_runtime
+
+    runtime = await open_runtime(settings, need_signer=True)
+    try:
+        channel = one_of(await runtime.store.all(), start)
+        token = _token(settings, channel)
+        try:
+            units = parse_units(amount, token.decimals, "AMOUNT")
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        if not units:
+            raise click.UsageError("AMOUNT must be more than 0")
+        policy = settings.spend_policy()
+        channel = await when_free(
+            channel.channel_id,
+            wait,
+            lambda: top_up_channel(runtime.parts, policy, channel.channel_id, units),
+        )
+    except LocalRefusal as error:
+        if error.reason in _NOT_LIMITS:
+            raise Failure(str(error)) from None
+        raise
+    finally:
+        await runtime.close()
+    if as_json:
+        echo_json(
+            {
+                "channel": channel.channel_id,
+                "status": channel.status.value,
+                "added": str(units),
+                "deposit": str(channel.deposit),
+                "fees": str(channel.fees),
+                "tx": channel.transactions[-1],
+            }
+        )
+        return
+    click.echo(
+        f"topped up {channel.channel_id} of {channel.scope.host} by {token.show(units)}:"
+        f" its deposit is {token.show(channel.deposit)} ({channel.transactions[-1]})"
+    )
 
 
 async def _close(
@@ -183,28 +251,22 @@ async def _close(
 async def _close_one(
     runtime: Runtime, channel_id: str, wait: float, *, force: bool
 ) -> CloseResult | GraceRunning:
-    """Raises `ChannelBusy` if its owner has not given it back when the time is up."""
+    """One step of a close; a forced one that is on its way goes on as it began."""
     from proxy_addon.core.errors import LocalRefusal
     from proxy_addon.payer.closing import close_channel
     from proxy_addon.payer.forcing import force_close
-    from store.channels import ChannelBusy
 
-    deadline = time.monotonic() + wait
-    told = False
-    while True:
-        try:
-            return await (force_close if force else close_channel)(runtime.parts, channel_id)
-        except LocalRefusal as error:  # no policy refused: the server or the chain did not help
-            raise Failure(str(error)) from None
-        except ChannelBusy as error:
-            if time.monotonic() >= deadline:
-                raise Failure(f"{error}; stop its requests, or wait longer with --wait") from None
-            if not told:
-                click.echo(
-                    f"bursar: waiting for a running proxy to give back {short_id(channel_id)}", err=True
-                )
-                told = True
-            await asyncio.sleep(_RETRY_S)
+    async def work() -> CloseResult | GraceRunning:
+        channel = await runtime.store.find(channel_id)
+        forced = (
+            channel is not None and channel.status is ChannelStatus.CLOSING and channel.close_amount is None
+        )
+        return await (force_close if force or forced else close_channel)(runtime.parts, channel_id)
+
+    try:
+        return await when_free(channel_id, wait, work)
+    except LocalRefusal as error:  # no policy refused: the server or the chain did not help
+        raise Failure(str(error)) from None
 
 
 def _views(settings: Settings) -> list[View]:
@@ -251,7 +313,7 @@ def _as_json(settings: Settings, view: View) -> dict[str, Any]:
         "resource": channel.resource,
         "symbol": token.symbol,
         "decimals": token.decimals,
-        **{name: str(getattr(channel, name)) for name in _AMOUNTS},
+        **account.fields(channel),
         "captured": None if channel.captured is None else str(channel.captured),
         "refunded": None if channel.refunded is None else str(channel.refunded),
         "in_flight": len(channel.holds),
@@ -262,36 +324,6 @@ def _as_json(settings: Settings, view: View) -> dict[str, Any]:
         "updated_at": channel.updated_at,
     }
     return value
-
-
-def _details(settings: Settings, view: View) -> list[tuple[str, str]]:
-    channel = view.channel
-    token = _token(settings, channel)
-    scope = channel.scope
-    pairs = [
-        ("channel", channel.channel_id),
-        ("status", channel.status + (f" ({view.ownership})" if view.ownership else "")),
-        ("host", scope.origin),
-        ("resource", channel.resource),
-        ("method", f"{scope.family}/{scope.version} on {scope.chain}"),
-        ("payee", scope.payee),
-        ("payer", scope.payer),
-        ("token", f"{scope.token} ({token.symbol})"),
-        ("escrow", scope.escrow),
-        *((name, token.show(getattr(channel, name))) for name in _AMOUNTS),
-        ("in flight", f"{len(channel.holds)} requests"),
-    ]
-    if channel.captured is not None:
-        pairs.append(("captured", token.show(channel.captured)))
-    if channel.refunded is not None:
-        pairs.append(("refunded", token.show(channel.refunded)))
-    if channel.pending is not None:
-        pairs.append(("pending", f"{channel.pending.kind} {channel.pending.tx_hash}"))
-    pairs += [("transaction", one) for one in channel.transactions]
-    if channel.note:
-        pairs.append(("note", channel.note))
-    pairs += [("opened", utc(channel.opened_at)), ("updated", utc(channel.updated_at))]
-    return pairs
 
 
 def _result_json(result: CloseResult | GraceRunning) -> dict[str, Any]:

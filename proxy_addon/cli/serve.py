@@ -124,8 +124,8 @@ def announce(descriptor: int) -> Callable[[Listening], None]:
 
 
 def _failed(payer: addon.BursarAddon) -> Failure:
-    if payer.error is not None:
-        return failure_of(payer.error)
+    if payer.cause is not None:
+        return failure_of(payer.cause)
     return Failure(str(payer.failure), ExitCode.CONFIG)
 
 

@@ -65,6 +65,7 @@ class Sums:
 def add_up(entries: Iterable[Entry]) -> Sums:
     sums = Sums()
     sent: dict[tuple[str, str, str], Entry] = {}
+    told: set[str] = set()  # transactions whose fee is counted
     for entry in entries:
         key = (entry.journal, entry.text("channel"), entry.text("request"))
         amount = entry.units("amount")
@@ -87,8 +88,10 @@ def add_up(entries: Iterable[Entry]) -> Sums:
                 sums.shadowed += 1
             case _:
                 pass
-        if fee := entry.units("fee"):
+        fee, tx = entry.units("fee"), entry.text("tx")
+        if fee and (not tx or tx not in told):  # a crash may leave two lines of one transaction
             sums.token(entry).fees += fee
+            told.add(tx)
     for entry in sent.values():
         token = sums.token(entry)
         token.unfinished += entry.units("amount")

@@ -225,6 +225,8 @@ tokens = []
 chains = []
 # Pay over plain http. Loopback needs no permission; everything else should not have it.
 allow_http = false
+# WebSockets that are paid for in-band, by their paths; their server gets a GET of the same address first.
+websocket_paths = []
 """
 
 _NO_HOST: Final = "\n".join(

@@ -79,6 +79,7 @@ class HostRule:
     tokens: frozenset[str] = frozenset()
     chains: frozenset[str] = frozenset()
     allow_http: bool = False
+    websocket_paths: frozenset[str] = frozenset()  # paid in-band
 
     def matches(self, origin: Origin) -> bool:
         host, _, port = self.pattern.rpartition(":") if _has_port(self.pattern) else (self.pattern, "", "")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import ResponseData, ResponseEndOfMessage, ResponseHeaders
+
+from proxy_addon.mitm.timer import Timer
 
 
 class Answer:
@@ -15,7 +16,7 @@ class Answer:
         self.rest: list[HttpEvent] = []
         self.size = 0
         self.ended = False
-        self.timer: commands.RequestWakeup | None = None
+        self.timer: Timer | None = None
         self.glanced = False
         self.flooded = False
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from mitmproxy import http
-from mitmproxy.proxy import commands
 
 from proxy_addon.mitm.encoding import Decoder, decoder
 from proxy_addon.mitm.gate import BodyFilter
+from proxy_addon.mitm.timer import Timer
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Filtering:
         self._filter = body_filter
         self._decode = decode
         self._ended = False
-        self.timer: commands.RequestWakeup | None = None
+        self.timer: Timer | None = None
 
     def feed(self, data: bytes) -> bytes:
         if self.stopped is not None:
@@ -40,12 +40,12 @@ class Filtering:
     def stopped(self) -> bytes | None:
         return self._filter.stopped
 
-    def look_again(self) -> commands.RequestWakeup | None:
+    def look_again(self) -> Timer | None:
         """A timer to be woken by, if there is a reason to look and none is running."""
         if self.timer is not None or not (self._filter.waiting or self.stopped is not None):
             return None
         # Even a stop is not carried out at once: the connection's layer is in the middle of giving us data.
-        self.timer = commands.RequestWakeup(0 if self.stopped is not None else LOOK_AGAIN_SECONDS)
+        self.timer = Timer(0 if self.stopped is not None else LOOK_AGAIN_SECONDS)
         return self.timer
 
 

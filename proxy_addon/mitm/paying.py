@@ -9,6 +9,7 @@ from mitmproxy.connection import Client
 
 from proxy_addon.mitm.gate import Gate
 from proxy_addon.mitm.uplink import Backlog
+from proxy_addon.mitm.websocket import Sockets
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Paying:
     gate: Gate
     backlog: Backlog
     limits: Limits = field(default_factory=Limits)
+    sockets: Sockets | None = None
     _live: dict[str, set[Live]] = field(default_factory=dict)  # by client connection
 
     def begun(self, client: Client, stream: Live) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection, Server
-from mitmproxy.proxy import commands
+from mitmproxy.proxy.commands import RequestWakeup
 from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer, SendHttp
 from mitmproxy.proxy.layers.http._events import (
@@ -27,6 +27,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client
 
 from proxy_addon.mitm import compat
 from proxy_addon.mitm.gate import NOTHING, Outgoing
+from proxy_addon.mitm.timer import Timer
 from proxy_addon.mitm.upload import Upload
 
 Backlog = Callable[[Client, Connection], int | None]
@@ -53,7 +54,7 @@ class Uplink:
         self._layer = layer
         self._stream_id = stream_id
         self._backlog = backlog
-        self._timer: commands.RequestWakeup | None = None
+        self._timer: RequestWakeup | None = None
         self.upload = upload
         self.head: http.Request | None = None  # as the client and the addons made it; nothing of ours in it
         self.outgoing = NOTHING
@@ -126,7 +127,7 @@ class Uplink:
         while upload.pending:
             waiting = self._waiting()
             if waiting is None or waiting > HIGH_WATER:
-                self._timer = commands.RequestWakeup(PACE_SECONDS)
+                self._timer = Timer(PACE_SECONDS)
                 yield self._timer
                 if waiting is not None:
                     return
@@ -139,7 +140,7 @@ class Uplink:
                 yield Sent(RequestTrailers(self._stream_id, upload.trailers), connection)
             yield Sent(RequestEndOfMessage(self._stream_id), connection)
 
-    def woken(self, timer: commands.RequestWakeup) -> CommandGenerator[None]:
+    def woken(self, timer: RequestWakeup) -> CommandGenerator[None]:
         if timer is self._timer:
             self._timer = None
             yield from self.pump()

@@ -13,7 +13,9 @@ from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import Receipt, parse_receipt
 from proxy_addon.mitm.gate import Outcome
 from proxy_addon.payer.ticket import Attempt, PayTicket
+from proxy_addon.payer.till import Till
 from store.account import Ending
+from store.amounts import Token
 from store.contract import StoreError
 from store.lifecycle import ChannelStatus
 from store.records import Channel
@@ -92,9 +94,8 @@ def _ending(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> tuple[Endi
             return Ending.PAID, None
 
 
-async def set_aside(audit: Audit, attempt: Attempt, reason: str) -> None:
+async def set_aside(audit: Audit, till: Till, reason: str, *, token: Token, host: str) -> None:
     """Dispatch nothing more on this channel; its deposit stays on record, to be brought home by a close."""
-    till = attempt.grant.till
     if till.channel.status is not ChannelStatus.OPEN:
         return
 
@@ -114,14 +115,14 @@ async def set_aside(audit: Audit, attempt: Attempt, reason: str) -> None:
         log.error("bursar: %s", error)
     if not ours:  # another request's refusal was faster
         return
-    channel, token = till.channel, attempt.want.caps.token
+    channel = till.channel
     audit.note(
         "set-aside",
-        f"set aside channel {channel.channel_id} of {attempt.want.facts.host}: {reason}."
+        f"set aside channel {channel.channel_id} of {host}: {reason}."
         f" Up to {token.show(channel.deposit - channel.paid)} of its deposit can be brought back:"
         f" bursar channels close {channel.channel_id}",
         level=logging.WARNING,
         channel_id=channel.channel_id,
-        host=attempt.want.facts.host,
+        host=host,
         reason=reason,
     )

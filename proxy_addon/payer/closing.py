@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from proxy_addon.audit import amount_fields
+from proxy_addon.chain import fee_of
 from proxy_addon.core.errors import ChainUnavailable, LocalRefusal, OutcomeUnknown, RemoteProtocolError
 from proxy_addon.core.messages import (
     Challenge,
@@ -72,7 +73,7 @@ async def close_channel(parts: Parts, channel_id: str) -> CloseResult:
 
 
 async def _close(parts: Parts, till: Till) -> CloseResult:
-    chain = parts.chain(till.channel.scope.chain)
+    chain, channel_id = parts.chain(till.channel.scope.chain), till.channel.channel_id
     if not await settle_pending(parts, till):
         return result_of(till.channel, None)
     state = await till.method.read_channel(chain, till.channel)
@@ -82,7 +83,7 @@ async def _close(parts: Parts, till: Till) -> CloseResult:
     if till.channel.status is ChannelStatus.OPEN:
         await till.commit(change=lambda record: replace(record, status=ChannelStatus.DRAINING))
     if till.channel.status in (ChannelStatus.DRAINING, ChannelStatus.ASIDE):
-        challenge = await _challenge(parts, till.channel)
+        challenge = await fresh_challenge(parts, till.channel)
         amount = await _amount(parts, till, challenge, state)
 
         def change(record: Channel) -> Channel:
@@ -96,7 +97,12 @@ async def _close(parts: Parts, till: Till) -> CloseResult:
 
         await till.commit(change=change)
     else:
-        challenge = await _challenge(parts, till.channel)
+        if till.channel.close_amount is None:
+            raise LocalRefusal(
+                "closing-by-force",
+                f"{channel_id} is closing by force: go on with: bursar channels close --force {channel_id}",
+            )
+        challenge = await fresh_challenge(parts, till.channel)
     answer = await _send_close(parts, till, challenge)
     return await _await_close(parts, till, answer)
 
@@ -117,7 +123,7 @@ async def settle_pending(parts: Parts, till: Till) -> bool:
         ) from None
 
 
-async def _challenge(parts: Parts, channel: Channel) -> Challenge:
+async def fresh_challenge(parts: Parts, channel: Channel) -> Challenge:
     """A fresh challenge of the channel's own scope, from the place where it was opened."""
     for method in ("HEAD", "GET"):
         try:
@@ -126,7 +132,9 @@ async def _challenge(parts: Parts, channel: Channel) -> Challenge:
             )
         except OutcomeUnknown as error:
             raise LocalRefusal(
-                "server-unreachable", f"{channel.resource}: {error}; try again later"
+                "server-unreachable",
+                f"{channel.resource}: {error}; try again later, or close it without the server:"
+                f" bursar channels close --force {channel.channel_id}",
             ) from None
         for challenge in parse_challenges(answer.all("www-authenticate")).challenges:
             try:
@@ -141,8 +149,8 @@ async def _challenge(parts: Parts, channel: Channel) -> Challenge:
                 return challenge
     raise LocalRefusal(
         "no-challenge",
-        f"{channel.resource} does not ask for payment to {channel.scope.payee} any more, so it cannot help to close"
-        f" {channel.channel_id}; nothing was signed",
+        f"{channel.resource} does not ask for payment to {channel.scope.payee} any more, so it cannot help with"
+        f" {channel.channel_id}; nothing was signed. Without it: bursar channels close --force {channel.channel_id}",
     )
 
 
@@ -278,8 +286,39 @@ async def closed(parts: Parts, till: Till, state: ChainState) -> CloseResult:
             f"{till.channel.channel_id} is gone from {till.channel.scope.chain}, but no event says what became of its"
             " deposit; an RPC endpoint that keeps more blocks can tell",
         )
+    await book_fees(parts, till)
     await book_closing(parts, till, closing)
     return result_of(till.channel, closing.tx_hash)
+
+
+async def book_fees(parts: Parts, till: Till) -> None:
+    """What our transactions for this channel have cost by the chain, as far as nobody has written it down yet.
+
+    A process that dies, or a chain that does not answer, between a transaction and its receipt leaves a fee out.
+    The lines come before the record: after a crash between, a line may be there twice, and counts once by its hash.
+    """
+    channel, chain = till.channel, parts.chain(till.channel.scope.chain)
+    receipts = [await chain.receipt(tx_hash) for tx_hash in channel.transactions]
+    fees = [(receipt.tx_hash, fee_of(receipt)) for receipt in receipts if receipt is not None]
+    more = total = sum(fee for _, fee in fees)
+    more -= channel.fees
+    if more <= 0:  # the chain forgets old receipts
+        return
+    token = parts.token(channel.scope.chain, channel.scope.token)
+    for tx_hash, fee in reversed(fees):  # the newest are missing
+        if more <= 0:
+            break
+        more -= fee
+        parts.audit.note(
+            "fee",
+            f"network fee of {token.show(fee)} for channel {channel.channel_id} of {channel.scope.host}",
+            channel_id=channel.channel_id,
+            host=channel.scope.host,
+            tx=tx_hash,
+            fee=str(fee),
+            fields=amount_fields(token, fee),
+        )
+    await till.commit(change=lambda record: replace(record, fees=total))
 
 
 async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:

@@ -20,7 +20,7 @@ from proxy_addon.methods.contract import Method
 from proxy_addon.payer import opening, topping
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.tasks import background
-from proxy_addon.payer.till import ChannelUnusable, Grant, Till, Want
+from proxy_addon.payer.till import ChannelUnusable, Grant, OpeningLimited, Till, Want
 from store.channels import ChannelBusy, ScopeFull
 from store.contract import StoreError
 from store.lifecycle import PENDING_OPEN, ChannelStatus
@@ -138,6 +138,10 @@ class Desk:
                         None  # by a stream that ends, or by others who give it back or learn what it became
                     )
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
+            except OpeningLimited:
+                if await self._others_at_work(on_record):
+                    return None
+                raise
             except ChainUnavailable as error:
                 raise LocalRefusal("chain-unavailable", str(error)) from None
             except StoreError as error:
@@ -335,12 +339,13 @@ class Desk:
                 and (self._opening is None or self._opening.till is not till)
             ):
                 try:
-                    if await till.release():
-                        self.tills.remove(till)
-                        _tell_tally(till)
+                    if not await till.release():
+                        continue
+                    _tell_tally(till)
                 except StoreError as error:
-                    self.tills.remove(till)
                     log.warning("bursar: %s was not given back: %s", till.channel.channel_id, error)
+                # A request that came meanwhile may have put it away already.
+                self.tills = [one for one in self.tills if one is not till]
 
     async def close(self) -> None:
         """Stop settling and give everything back. What is still in flight stays counted in the record."""
@@ -353,6 +358,8 @@ class Desk:
         for till in self.tills:
             _tell_tally(till)
             try:
+                if till.channel.status in PENDING_OPEN:
+                    await till.commit()  # that it was sent: only what is on record is given back
                 if not await till.release() and not till.fenced:
                     await till.commit()
             except StoreError as error:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from proxy_addon.chain import ChainClient, fee_of
+from proxy_addon.audit import iso
+from proxy_addon.chain import ChainClient
 from proxy_addon.core.errors import ChainUnavailable, LocalRefusal
 from proxy_addon.methods.contract import ChainState, TransactionPlan
 from proxy_addon.payer import closing
@@ -63,31 +64,42 @@ async def _step(parts: Parts, till: Till) -> CloseResult | GraceRunning:
     state = await till.method.read_channel(chain, till.channel)
     if not state.exists:
         return await closing.closed(parts, till, state)
+    await _stop_paying(till, state)
     if state.close_requested_at is None:
-        await _stop_paying(till, state)
         signer = parts.need_signer().requesting_close(till.channel)
         plan = till.method.plan_request_close(till.channel, state.block, signer)
         state = await _send(
             parts, till, chain, plan, lambda now: now.close_requested_at is not None or not now.exists
         )
-        parts.audit.note(
-            "close-requested",
-            f"requested the close of {till.channel.channel_id} on {till.channel.scope.chain}",
-            channel_id=till.channel.channel_id,
-            host=till.channel.scope.host,
-            tx=plan.tx_hash,
-        )
-        if not state.exists:
+        if not state.exists:  # the server was quicker, and closed it
             return await closing.closed(parts, till, state)
-    assert state.close_requested_at is not None
-    ready_at = state.close_requested_at + GRACE_S
+        _tell_requested(parts, till, state, plan.tx_hash)
+    ready_at = _ready_at(state)
     if state.block.timestamp < ready_at:
+        await closing.book_fees(parts, till)  # its own, or those of a process that died
         return GraceRunning(till.channel, ready_at, ready_at - state.block.timestamp)
-    await _stop_paying(till, state)
     signer = parts.need_signer().withdrawing(till.channel)
     plan = till.method.plan_withdraw(till.channel, state.block, signer)
     state = await _send(parts, till, chain, plan, lambda now: not now.exists)
     return await closing.closed(parts, till, state)
+
+
+def _ready_at(state: ChainState) -> int:
+    assert state.close_requested_at is not None
+    return state.close_requested_at + GRACE_S
+
+
+def _tell_requested(parts: Parts, till: Till, state: ChainState, tx_hash: str) -> None:
+    channel, ready_at = till.channel, _ready_at(state)
+    parts.audit.note(
+        "close-requested",
+        f"requested the close of {channel.channel_id} on {channel.scope.chain};"
+        f" its deposit can be withdrawn from {iso(ready_at * 1000)} on",
+        channel_id=channel.channel_id,
+        host=channel.scope.host,
+        tx=tx_hash,
+        ready_at=ready_at,
+    )
 
 
 async def _stop_paying(till: Till, state: ChainState) -> None:
@@ -117,7 +129,7 @@ async def _send(
     while True:
         state = await till.method.read_channel(chain, till.channel)
         if done(state):
-            break
+            return state
         if loop.time() > deadline:
             raise LocalRefusal(
                 "not-mined",
@@ -125,8 +137,3 @@ async def _send(
                 " is there enough in the wallet for its fee? Try again",
             )
         await asyncio.sleep(POLL_S)
-    receipt = await chain.receipt(plan.tx_hash)
-    if receipt is not None:
-        fee = fee_of(receipt)
-        await till.commit(change=lambda record: replace(record, fees=record.fees + fee))
-    return state

@@ -27,10 +27,11 @@ from proxy_addon.core.repair import Way
 from proxy_addon.methods import registry
 from proxy_addon.mitm.gate import NOTHING, Again, BodyFilter, Deliver, Fields, Outcome, Outgoing, Ticket
 from proxy_addon.outbound import Answer
-from proxy_addon.payer import booking
+from proxy_addon.payer import booking, snapshots
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.repairing import Repairs
+from proxy_addon.payer.sockets import Sockets
 from proxy_addon.payer.streams import MeteredStream, StreamFilter, StreamLimits
 from proxy_addon.payer.ticket import (
     Attempt,
@@ -67,6 +68,7 @@ class PaymentGate:
         self._why_not = why_not
         self._offers = Offers(parts, policy)
         self._repairs = Repairs(parts, self._offers, self)
+        self.sockets = Sockets(parts, policy, self._offers, self, why_not)
         self._accept: Fields = (("Accept-Payment", registry.accept_payment()),)
 
     # -- 1: the request's headers are here
@@ -83,7 +85,7 @@ class PaymentGate:
         if request.scheme not in ("http", "https"):
             return None
         origin = origin_of(request)
-        if self._policy.rule_for(origin) is None or pays_itself(request):
+        if self._policy.rule_for(origin) is None or pays_itself(request) or self.sockets.pays_for(flow):
             return None
         ticket = PayTicket(
             facts=facts_of(flow, origin),
@@ -202,14 +204,14 @@ class PaymentGate:
             attempt=attempt,
             limits=StreamLimits(caps.stream_step, caps.stream_per_second, caps.per_stream),
             url=ticket.url,
-            refresh=self._refresh,
+            refresh=self.refresh,
         )
         till.answer_came(ticket.facts.request_id)
         if till.exclusive is None:  # nobody knew that it would be one: from here on nothing joins it
             till.exclusive = ticket.facts.request_id
         return StreamFilter(attempt.stream)
 
-    def _refresh(self, ticket: PayTicket, attempt: Attempt, answer: Answer) -> Offer | None:
+    def refresh(self, ticket: PayTicket, attempt: Attempt, answer: Answer) -> Offer | None:
         """A payable offer on the same channel out of a refusal's own challenge."""
         try:
             fresh = self._offers.choose(ticket, parse_challenges(answer.all("www-authenticate")).challenges)
@@ -258,7 +260,10 @@ class PaymentGate:
             if not parsed.challenges:
                 raise RemoteProtocolError(f"{ticket.facts.host} sent a bad challenge: {parsed.problems[0]}")
             offer = self._offers.choose(ticket, parsed.challenges)
-            return self._shadow(ticket, offer) if self._policy.shadow else await self.pay(ticket, offer)
+            if self._policy.shadow:
+                return self._shadow(ticket, offer)
+            await snapshots.heed(self._parts, offer)
+            return await self.pay(ticket, offer)
         if "Payment-Receipt" in response.headers:  # an application's own 402, after it charged for it
             self.received(ticket, response)
             return Deliver()
@@ -304,7 +309,7 @@ class PaymentGate:
             expires_at=offer.expires_at,
             fingerprint=ticket.fingerprint,
             resource=offer.resource,
-            metered=self._offers.metered(ticket.route, offer.terms.unit_type),
+            metered=ticket.in_band or self._offers.metered(ticket.route, offer.terms.unit_type),
         )
 
     async def pay(

@@ -11,7 +11,7 @@ from proxy_addon.core.headers import parse_retry_after
 from proxy_addon.core.messages import Challenge
 from proxy_addon.core.repair import HOLD_BACK_AFTER, Way, way_out
 from proxy_addon.mitm.gate import Outgoing
-from proxy_addon.payer import booking
+from proxy_addon.payer import booking, snapshots
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.ticket import Attempt, Offer, PayTicket
@@ -55,6 +55,8 @@ class Repairs:
         self._offers.refused(ticket.route, old, kind)
         fresh = self._payable(ticket, attempt, response, kind, challenges)
         offer = fresh if isinstance(fresh, Offer) else None
+        if offer is not None:
+            await snapshots.heed(self._parts, offer)
         new_terms = offer is not None and (offer.desk is not old.desk or offer.terms.price != old.terms.price)
         way = way_out(
             response.status_code,
@@ -89,7 +91,7 @@ class Repairs:
                 raise
         booking.end(ticket, attempt, Ending.FREE, kind)
         if way in _ASIDE:
-            await booking.set_aside(self._parts.audit, attempt, kind or str(response.status_code))
+            await self._set_aside(attempt, kind or str(response.status_code))
         if offer is None or way in (Way.DISTRUST, Way.GIVE_UP):
             await self._bad_row(ticket, attempt, kind)
             raise fresh if isinstance(fresh, BursarError) else _refused(ticket, attempt, kind)
@@ -138,7 +140,13 @@ class Repairs:
         till = attempt.grant.till
         till.channel = account.count_bad_row(till.channel, ticket.dispatched_at, self._parts.now())
         if account.is_spoiled(till.channel):
-            await booking.set_aside(self._parts.audit, attempt, f"{kind}, again and again")
+            await self._set_aside(attempt, f"{kind}, again and again")
+
+    async def _set_aside(self, attempt: Attempt, reason: str) -> None:
+        want = attempt.want
+        await booking.set_aside(
+            self._parts.audit, attempt.grant.till, reason, token=want.caps.token, host=want.facts.host
+        )
 
 
 def _refused(ticket: PayTicket, attempt: Attempt, kind: str | None) -> LocalRefusal:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,11 +31,10 @@ log: Final = logging.getLogger("bursar")
 
 REPEAT_MS: Final = 1_000
 """A need that the current voucher covers is answered with that voucher again, so often at most."""
-PROGRESS_MS: Final = 2_000
-"""After so long without progress a need that was answered counts as new."""
 MOST_TRIES: Final = 4
 
 Refresh = Callable[[PayTicket, Attempt, Answer], Offer | None]
+Send = Callable[[Grant], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +56,25 @@ class MeteredStream:
     limits: StreamLimits
     url: str = field(repr=False)
     refresh: Refresh  # a payable offer out of an answer's fresh challenge
+    send: Send | None = (
+        None  # how a voucher gets there, if not by HEAD; raises `OutcomeUnknown`, `LocalRefusal`
+    )
+    on_stop: Callable[[], None] | None = None
     metered: bool = False  # has it asked for a voucher, or brought a receipt at its end?
     stop_reason: LocalRefusal | None = None
     receipt: Receipt | None = None
+    least_spent: int = 0  # on the channel, by what the server said on the way
     _base: int = 0  # what was counted on the channel before this stream
     _need: NeedVoucher | None = None
     _task: asyncio.Task[None] | None = None
     _raises: deque[tuple[int, int]] = field(default_factory=deque)  # (ms, base units) of the last second
     _sent_at: int = 0
-    _required: int = 0
+    _required: int = 0  # highest that was asked for
+    _delivered: int = 0  # of the channel's sum, by the time of the last need
     _taken: int = 0  # highest voucher that the server took from us on this stream
     _total: int = 0
     _closed: bool = False
+    _growing: bool = False  # a raise is being made durable: that is not interrupted
 
     def __post_init__(self) -> None:
         channel = self.attempt.grant.till.channel
@@ -104,7 +110,11 @@ class MeteredStream:
             log.warning("bursar: %s asks for a voucher of a channel that is not this stream's", self._host)
             return
         self.metered = True
-        self._required = max(self._required, need.required_cumulative)
+        if need.required_cumulative > self._required:
+            self._required = need.required_cumulative
+            # It asked for its next unit: everything before that was delivered, out of what it had a voucher for.
+            before = min(self._required - self.attempt.want.price, self.attempt.grant.till.channel.authorised)
+            self._delivered = max(self._delivered, before)
         if self._closed or self.stop_reason is not None:
             return
         self._need = need
@@ -133,12 +143,15 @@ class MeteredStream:
         except (BursarError, StoreError) as error:
             self._stop(LocalRefusal("stream", str(error)))
         except Exception as error:
-            log.exception("bursar: paying for a stream failed inside")
+            if not self._closed:
+                log.exception("bursar: paying for a stream failed inside")
             self._stop(LocalRefusal("internal", f"{type(error).__name__} while paying for a stream"))
         finally:
             self._task = None
 
     def _stop(self, reason: LocalRefusal) -> None:
+        if self._closed:
+            return  # during a raise: without its hold nothing was signed, and the raise is free for the next
         self.stop_reason, self._need = reason, None
         self.parts.audit.note(
             "decision",
@@ -146,6 +159,8 @@ class MeteredStream:
             level=logging.WARNING,
             fields={**self.ticket.facts.fields(), "outcome": "stream-ended", "reason": reason.reason},
         )
+        if self.on_stop is not None:
+            self.on_stop()
 
     async def _answer(self, need: NeedVoucher) -> None:
         """Make the server's balance reach what it needs, or raise the reason why not."""
@@ -182,7 +197,11 @@ class MeteredStream:
                 f" ({token.show(more)} more), and it was not topped up",
             )
         # All that is free on a channel that a stream has to itself is the stream's.
-        grant = await till.grow(hold, till.channel.free + more, want)
+        self._growing = True
+        try:
+            grant = await till.grow(hold, till.channel.free + more, want)
+        finally:
+            self._growing = False
         self._total += more
         self._raises.append((self.parts.now(), more))
         return grant
@@ -210,7 +229,7 @@ class MeteredStream:
         for _ in range(MOST_TRIES):
             self._sent_at = self.parts.now()
             try:
-                answer = await self.parts.outbound.send("HEAD", self.url, self._fields(grant))
+                answer = await (self.send or self._send_head)(grant)
             except OutcomeUnknown as error:
                 log.info("bursar: a voucher for a stream may be lost: %s", error)
                 grant = till.current(grant.hold)
@@ -256,23 +275,25 @@ class MeteredStream:
             f"{self._host} refused a voucher for its own stream ({answer.status}{', ' + kind if kind else ''})",
         )
 
-    def _fields(self, grant: Grant) -> dict[str, str]:
+    async def _send_head(self, grant: Grant) -> Answer:
+        field = self.attempt.offer.challenge.credential_header
+        return await self.parts.outbound.send("HEAD", self.url, {field: self.credential(grant)})
+
+    def credential(self, grant: Grant) -> str:
         offer, scope = self.attempt.offer, grant.channel.scope
         payload = offer.method.voucher_payload(grant.channel, grant.amount, grant.signature)
-        value = build_credential(offer.challenge, payload, f"did:pkh:{scope.chain}:{scope.payer}")
-        return {offer.challenge.credential_header: value}
+        return build_credential(offer.challenge, payload, f"did:pkh:{scope.chain}:{scope.payer}")
 
     # -- the end
 
     def close(self) -> int:
         """The stream is over: send nothing more. What of its hold is paid for sure (base units)."""
         self._closed = True
-        if self._task is not None:
+        if self._task is not None and not self._growing:
             self._task.cancel()
         spent = self.receipt.spent if self.receipt is not None else None
         if spent is None:
-            # It asked for its next unit: everything before that was delivered.
-            spent = max(0, self._required - self.attempt.want.price)
+            spent = max(self.least_spent, self._delivered)
         return max(0, spent - self._base)
 
     @property

@@ -86,6 +86,7 @@ class PayTicket:
     status: int | None = None
     dispatched_at: int = 0
     refused: str | None = None
+    in_band: bool = False  # a WebSocket that pays by frames: always metered
 
     @property
     def route(self) -> Route:

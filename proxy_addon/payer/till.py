@@ -31,6 +31,12 @@ from store.records import Channel, CounterMove, Hold
 
 log: Final = logging.getLogger("bursar")
 
+_OF_OPENINGS: Final = ("opens/", "deposits/")
+
+
+class OpeningLimited(LocalRefusal):
+    """No more channels, or deposits, today; one that another process has may still pay."""
+
 
 class ChannelUnusable(LocalRefusal):
     """This channel cannot pay (any more); another one of the scope may."""
@@ -483,9 +489,18 @@ class Till:
         """Make the record of this moment durable, with a raise or a change of status.
 
         Endings that happen while the commit is on its way stay in the ledger for the next one. After a crash
-        inside, the raise is in the record or it is not; nothing was signed for it yet.
+        inside, the raise is in the record or it is not; nothing was signed for it yet. Who is cancelled leaves
+        it to run to its end: what is durable must not be news to the memory. Raises `StoreError`, and
+        `ChannelUnusable` where another commit has ended what a raise needs.
         """
+        await asyncio.shield(background(self._commit(raised, counters, change), "bursar-commit"))
+
+    async def _commit(
+        self, raised: int, counters: Sequence[CounterMove], change: Callable[[Channel], Channel] | None
+    ) -> None:
         async with self._write:
+            if raised:
+                self._check_usable()
             # Endings while waiting for the lock are included; those from here on are in the ledger only.
             target = replace(self.channel, folded=self._audit.journal.mark, updated_at=self._now())
             if change is not None:
@@ -568,7 +583,8 @@ def limit_refusal(error: LimitExceeded, host: str, token: Token) -> LocalRefusal
         return str(amount) if is_count else token.show(amount)
 
     rule = move.rule or move.key
-    return LocalRefusal(
+    kind = OpeningLimited if move.key.startswith(_OF_OPENINGS) else LocalRefusal
+    return kind(
         "limit-reached",
         f"{host} asks for {show(move.amount)} more, but {show(error.used)} of {rule} ="
         f" {show(move.limit or 0)} are used; raise it, or wait until the day (UTC) is over",

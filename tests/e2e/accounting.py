@@ -39,7 +39,7 @@ class Books:
         return Balances(
             payer=net.balance(self.home.account.address),
             payee=net.balance(self.seller.payee),
-            escrow=net.balance(net.escrow),
+            escrow=net.balance(net.escrow) + net.balance(net.v1_escrow),
             block=net.block_number(),
         )
 
@@ -80,6 +80,10 @@ class Books:
 
     def ledger_sum(self, kind: str, name: str, **wanted: object) -> int:
         return sum(int(line[name]) for line in self.home.ledger_of(kind, **wanted))
+
+    def ledger_fees(self) -> int:
+        """Network fees; a crash may leave two lines of one transaction."""
+        return sum({line["tx"]: int(line["fee"]) for line in self.home.ledger if "fee" in line}.values())
 
     # -- what must be true
 
@@ -130,13 +134,15 @@ class Books:
         assert now.escrow - self.before.escrow == inside
         assert self.before.payer - now.payer == captured + inside + fees
         assert sum(one.fees for one in channels) == fees
-        assert self.ledger_sum("opened", "fee") + self.ledger_sum("topped-up", "fee") == fees
+        assert self.ledger_fees() == fees
         for channel in closed:
             assert channel.captured == channel.paid
             assert channel.refunded is not None
             assert channel.deposit == channel.captured + channel.refunded
             book = self.seller.channel(channel.channel_id)
-            assert (book["finalized"], int(book["settled"])) == (True, channel.captured)
+            assert book["finalized"]
+            if channel.scope.version != "v1":  # whose server does not write it down
+                assert int(book["settled"]) == channel.captured
         assert self.ledger_sum("closed", "captured") == captured
         if channels and not still:
             assert sum(self.counters("lifetime/").values()) == captured

@@ -1,7 +1,8 @@
 """Many clients in one process: ``swarm.py PORTS URL CLIENTS ROUNDS``; they know of the proxy, and nothing of payment.
 
-The URL has a query already. `PORTS` are the proxies', comma-separated; the clients are dealt out to them in turn. Each has a connection of its
-own, kept for all its rounds. All connect first; then they begin together. One line of JSON says what they got.
+The URL has a query already. `PORTS` are the proxies', comma-separated; the clients are dealt out to them in turn.
+Each has a connection of its own, kept for all its rounds. All connect first; then they begin together. One line of
+JSON says what they got.
 """
 
 from __future__ import annotations

@@ -336,6 +336,7 @@ class Devnet:
         self._server_options = dict(server_options or {})
         self._children: list[Child] = []
         self._sellers: list[Seller] = []
+        self._processes: dict[Seller, Child] = {}
         #: How far `warp` has put the chain's clock ahead of the machine's, in seconds.
         self.clock_ahead = 0
         #: Set by `start`: the RPC URL (any path will do; faults can be limited to one) and the one of the anvil
@@ -383,7 +384,15 @@ class Devnet:
         ready = self._spawn(name, command)
         seller = Seller(ready["http"], ready["https"], ready["admin"], ready["payee"])
         self._sellers.append(seller)
+        self._processes[seller] = self._children[-1]
         return seller
+
+    def stop_server(self, seller: Seller) -> None:
+        """A seller that is gone for good."""
+        self._sellers.remove(seller)
+        child = self._processes.pop(seller)
+        self._children.remove(child)
+        child.stop()
 
     def _spawn(self, name: str, command: list[str]) -> Json:
         # The repository's root when run from there: `-m` has to find this package again.

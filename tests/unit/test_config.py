@@ -208,6 +208,12 @@ CHAIN = "chains/eip155:4217"
             "yes",
             r"policy\.hosts\[0\]\.allow_http: Input should be a valid boolean",
         ),
+        (
+            "policy/hosts/0/websocket_paths",
+            ["/ws", "ws"],
+            r'policy\.hosts\[0\]\.websocket_paths\[1\]: expected a path without a query, such as "/ws"',
+        ),
+        ("policy/hosts/0/websocket_paths", ["/ws?n=1"], r"websocket_paths\[0\]: expected a path without"),
         ("policy/hosts/0/allow_https", True, r"policy\.hosts\[0\]\.allow_https: Extra inputs"),
         ("chains/tempo", {"rpc": ["http://x"]}, r"chains\.tempo.*: expected a chain such as"),
         (f"{CHAIN}/rpc", [], r"chains\.eip155:4217\.rpc: "),

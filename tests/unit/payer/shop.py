@@ -7,6 +7,7 @@ real ones. No socket is opened: requests go to the handlers directly, so that a 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import secrets
 import time
@@ -300,6 +301,7 @@ class Payer:
         self.store = ChannelStore(self.backend)
         self.sent: list[Sent] = []
         self.dead = False
+        self.honest = True  # are both sides?
         self.settings = _settings(shop, max_day, rule)
         chain_id = shop.chain.chain_id
         chain = ChainClient([RPC], chain_id)
@@ -335,8 +337,9 @@ class Payer:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         origin: str | None = None,
+        ends: Outcome = Outcome.COMPLETE,
     ) -> Got:
-        """What the proxy does with a request, its stream left out."""
+        """What the proxy does with a request, its stream left out; its last answer `ends` like this on the wire."""
         url = f"{origin or self.shop.url}{path}" + (f"?{urlencode(query)}" if query else "")
         fields = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         request = http.Request.make(method, url, body, fields)
@@ -348,13 +351,17 @@ class Payer:
         if ticket is None:
             return _got(await self._once(request, sent), sent, None)
         assert isinstance(ticket, PayTicket)
-        outgoing = self.gate.prepare_now(ticket)
-        if outgoing is None:
-            outgoing = await self.gate.prepare(ticket)
+        ticket.body_sha256 = hashlib.sha256(body).hexdigest()
         outcome = Outcome.LOST
         try:
+            outgoing = self.gate.prepare_now(ticket)
+            if outgoing is None:
+                outgoing = await self.gate.prepare(ticket)
+            if ends is Outcome.NOT_SENT:
+                outcome = ends
+                return _got(http.Response.make(502), sent, ticket)
             response = await self._through(ticket, request, outgoing, sent)
-            outcome = Outcome.COMPLETE
+            outcome = ends
         finally:
             self.gate.finished(ticket, outcome)
         return _got(response, sent, ticket)
@@ -427,14 +434,14 @@ class Payer:
 
     # -- the end
 
-    async def close(self, *, honest: bool = True) -> None:
-        """Give everything back, and look whether the books are right: against those of an `honest` shop, too."""
+    async def close(self) -> None:
+        """Give everything back, and look whether the books are right: against those of the shop, too, if `honest`."""
         if not self.dead:
             await self.settled()
             await self.gate.close()
         try:
             if not self.dead:
-                await self._audit(honest)
+                await self._audit()
         finally:
             for chain in self.parts.chains.values():
                 await chain.aclose()
@@ -451,7 +458,7 @@ class Payer:
                 task.cancel()
         self.dead = True
 
-    async def _audit(self, honest: bool) -> None:
+    async def _audit(self) -> None:
         channels = await self.channels()
         for channel in channels:
             account.check(channel)
@@ -464,7 +471,7 @@ class Payer:
         for one in self.sent:
             if "cumulativeAmount" in one.payload:
                 assert one.voucher <= by_id[one.channel_id].authorised <= by_id[one.channel_id].ceiling
-        for channel_id, book in self.shop.accounts.items() if honest else ():
+        for channel_id, book in self.shop.accounts.items() if self.honest else ():
             ours = by_id.get(channel_id)
             if ours is not None and ours.owner is None:  # no other payer's, and no other process's
                 assert ours.paid <= book.spent <= ours.paid + ours.uncertain, (ours, book)

@@ -124,7 +124,8 @@ async def story(directory: Path, sizes: list[int], answers: list[Answer], ahead:
     assert authorised <= PER_DAY
     if ahead == "0":
         assert authorised <= new_money
-    await payer.close(honest=False)
+    payer.honest = False
+    await payer.close()
 
 
 @settings(max_examples=settings().max_examples * 2 // 5)
@@ -155,4 +156,5 @@ async def test_greed_takes_what_was_authorised_and_no_more(tmp_path: Path) -> No
         channel.authorised <= 51 * P * 2 + 100_000
     )  # each request, once more after a write-off, and what is ahead
     assert channel.paid + channel.uncertain >= shop.account.spent - channel.free
-    await payer.close(honest=False)
+    payer.honest = False
+    await payer.close()

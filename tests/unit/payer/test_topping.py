@@ -247,8 +247,10 @@ class TestCrash:
             if landed:
                 shop.chain.send(to_bytes(payload["transaction"]))
             shop.rpc.handler = down
+            sent.set()
             raise httpx.ReadError("cut")
 
+        sent = asyncio.Event()
         usual = shop.rpc.handler
 
         async def down(request: Request) -> Response:
@@ -257,6 +259,7 @@ class TestCrash:
         on_top_up(shop, cut)
         for _ in range(8):
             assert (await first.get()).status == 200
+        await sent.wait()
         assert (await self._on_record(first)).pending is not None
         await first.die()
         shop.rpc.handler = usual

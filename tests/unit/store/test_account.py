@@ -540,3 +540,11 @@ def test_a_lie_beyond_what_was_signed_makes_the_fold_more_cautious_or_refused(
         folded = account.doubt_everything(record, T0 + 10**9)
     quiet = crashed(memory)
     assert folded.paid + folded.uncertain >= quiet.paid + quiet.uncertain
+
+
+def test_a_proof_raises_what_is_known_to_be_accepted_and_nothing_else() -> None:
+    one = channel(authorised=100, paid=30, accepted=50)
+    assert account.proven_accepted(one, 80) == replace(one, accepted=80)
+    assert account.proven_accepted(one, 40) == one
+    with pytest.raises(IllegalMove, match="100 authorised, not 101"):
+        account.proven_accepted(one, 101)

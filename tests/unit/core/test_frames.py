@@ -1,0 +1,127 @@
+"""The in-band frames of a paid WebSocket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy_addon.core import frames
+from proxy_addon.core.messages import NeedVoucher, Receipt
+
+CHANNEL = "0x" + "ab" * 32
+NEED = {"channelId": CHANNEL, "requiredCumulative": "300", "acceptedCumulative": "200", "deposit": "1000"}
+RECEIPT = {
+    "method": "tempo",
+    "intent": "session",
+    "status": "success",
+    "timestamp": "2026-01-01T00:00:00.000Z",
+    "reference": CHANNEL,
+    "challengeId": "c",
+    "channelId": CHANNEL,
+    "acceptedCumulative": "300",
+    "spent": "200",
+    "units": 2,
+}
+
+
+def frame(name: str, **members: Any) -> str:
+    return json.dumps({"mpp": name, **members})
+
+
+def test_need_voucher() -> None:
+    need = frames.read(frame("payment-need-voucher", data=NEED))
+    assert need == NeedVoucher(
+        channel_id=CHANNEL, required_cumulative=300, accepted_cumulative=200, deposit=1000
+    )
+
+
+def test_receipts() -> None:
+    receipt = frames.read(frame("payment-receipt", data=RECEIPT))
+    assert isinstance(receipt, Receipt)
+    assert (receipt.channel_id, receipt.accepted_cumulative, receipt.spent) == (CHANNEL, 300, 200)
+    assert frames.read(frame("payment-close-ready", data=RECEIPT)) == frames.CloseReady(receipt)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (frame("message", data="hello"), frames.Data("hello")),
+        (frame("message", data=""), frames.Data("")),
+        (frame("message", data='{"mpp":"payment-receipt"}'), frames.Data('{"mpp":"payment-receipt"}')),
+        ('{"mpp":"message","data":"\\ud83d\\ude00 \\ud83d"}', frames.Data("\U0001f600 \ufffd")),
+        (frame("payment-error", status=402, message="no"), frames.Failed(402, "no")),
+        (frame("payment-error", status="402"), frames.Failed(0, "")),
+    ],
+)
+def test_frames(text: str, expected: frames.Frame) -> None:
+    assert frames.read(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "hello",
+        '"mpp"',
+        '["mpp"]',
+        '{"mpp":',
+        frame("else"),
+        frame("message", data=1),
+        frame("message"),
+        '{"mpp": 7, "data": "x"}',
+        '{"mpp": {"mpp": "message"}}',
+        '{"a":{"mpp":"message","data":"x"}}',
+        '{"mpp":' * 100_000,
+    ],
+    ids=lambda text: text[:30],
+)
+def test_the_applications_own_text(text: str) -> None:
+    assert frames.read(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        frame("payment-need-voucher"),
+        frame("payment-need-voucher", data={**NEED, "requiredCumulative": "-1"}),
+        frame("payment-need-voucher", data={**NEED, "requiredCumulative": 300}),
+        frame("payment-receipt", data={**RECEIPT, "status": "failure"}),
+        frame("payment-receipt", data=[]),
+        frame("payment-close-ready", data={}),
+        frame("payment-close-request"),
+        frame("authorization", authorization="Payment x"),
+        frame("payment-something-new", data="x"),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_what_claims_to_be_of_the_payment_never_passes(text: str) -> None:
+    assert isinstance(frames.read(text), frames.Unreadable)
+
+
+@given(st.text())
+def test_data_comes_out_as_it_went_in(text: str) -> None:
+    wrapped = json.dumps({"mpp": "message", "data": text}, ensure_ascii=False)
+    assert frames.read(wrapped) == frames.Data(text)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["mpp", "data", "status", "x"]), inner)
+)))  # fmt: skip
+def test_any_json_is_read(value: Any) -> None:
+    frames.read(json.dumps(value))
+
+
+def test_authorization() -> None:
+    assert json.loads(frames.authorization("Payment abc")) == {
+        "mpp": "authorization",
+        "authorization": "Payment abc",
+    }
+
+
+def test_a_reason_fits_a_control_frame() -> None:
+    assert frames.close(1000) == frames.Close(1000, "")
+    assert frames.close(1008, "é" * 100) == frames.Close(1008, "é" * 61)
