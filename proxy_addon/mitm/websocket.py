@@ -104,7 +104,11 @@ class Sockets:
 
     def before_upgrade(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """What is to be awaited before this request leaves, if anything is."""
-        return self._prepare(flow) if self.gate.pays_for(flow) else None
+        if not self.gate.pays_for(flow):
+            return None
+        options = self.addons.master.options
+        # Without mitmproxy's layer, or with a debug log of every byte, ours will not be there to pay.
+        return None if options.proxy_debug or not options.websocket else self._prepare(flow)
 
     def dropped(self, flow: http.HTTPFlow) -> None:
         self.gate.dropped(flow)

@@ -20,7 +20,8 @@ from proxy_addon.methods.contract import Method
 from proxy_addon.payer import opening, topping
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.tasks import background
-from proxy_addon.payer.till import ChannelUnusable, Grant, OpeningLimited, Till, Want
+from proxy_addon.payer.till import Grant, Till
+from proxy_addon.payer.wants import ChannelUnusable, OpeningLimited, Want
 from store.channels import ChannelBusy, ScopeFull
 from store.contract import StoreError
 from store.lifecycle import PENDING_OPEN, ChannelStatus
@@ -349,13 +350,14 @@ class Desk:
 
     async def close(self) -> None:
         """Stop settling and give everything back. What is still in flight stays counted in the record."""
+        tills = list(self.tills)  # a settlement that is cancelled puts its till away
         tasks: list[asyncio.Task[Any]] = list(self._topping.values())
         if self._opening is not None and self._opening.settling is not None:
             tasks.append(self._opening.settling)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for till in self.tills:
+        for till in tills:
             _tell_tally(till)
             try:
                 if till.channel.status in PENDING_OPEN:

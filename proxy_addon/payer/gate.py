@@ -42,7 +42,8 @@ from proxy_addon.payer.ticket import (
     origin_of,
     pays_itself,
 )
-from proxy_addon.payer.till import Grant, Want
+from proxy_addon.payer.till import Grant
+from proxy_addon.payer.wants import Want
 from store.account import Ending
 from store.lifecycle import PENDING_OPEN
 

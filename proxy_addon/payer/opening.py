@@ -19,7 +19,8 @@ from proxy_addon.core.errors import ChainUnavailable, LocalRefusal
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import ChainState, Method
 from proxy_addon.payer.parts import Parts
-from proxy_addon.payer.till import Till, Want, limit_refusal, over_max_price
+from proxy_addon.payer.till import Till
+from proxy_addon.payer.wants import Want, limit_refusal, over_max_price
 from store import budgets
 from store.channels import LimitExceeded
 from store.contract import StoreError

@@ -81,8 +81,10 @@ class Sockets:
 
     def pays_for(self, flow: http.HTTPFlow) -> bool:
         request = flow.request
-        if request.headers.get("upgrade", "").lower() != "websocket" or request.method != "GET":
+        if request.method != "GET" or request.headers.get("upgrade", "").lower() != "websocket":
             return False
+        if request.headers.get("sec-websocket-version") != "13":
+            return False  # mitmproxy passes it on as bytes
         rule = self._policy.rule_for(origin_of(request))
         path = request.path.partition("?")[0]
         return rule is not None and path in rule.websocket_paths and not pays_itself(request)

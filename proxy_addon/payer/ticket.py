@@ -17,7 +17,8 @@ from proxy_addon.core.repair import Tries
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.desk import Desk
-from proxy_addon.payer.till import Grant, Want
+from proxy_addon.payer.till import Grant
+from proxy_addon.payer.wants import Want
 
 if TYPE_CHECKING:
     from proxy_addon.payer.streams import MeteredStream

@@ -13,55 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from proxy_addon.audit import Audit, Clock, RequestFacts, amount_fields, utc_date
-from proxy_addon.core.dispatch import Demand, can_reuse, raise_sizes, share
+from proxy_addon.audit import Audit, Clock, amount_fields, utc_date
+from proxy_addon.core.dispatch import can_reuse, raise_sizes, share
 from proxy_addon.core.errors import LocalRefusal
-from proxy_addon.core.policy import Caps
-from proxy_addon.core.repair import Tries
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.tasks import background
+from proxy_addon.payer.wants import ChannelUnusable, NoRoom, Want, limit_refusal, over_limit
 from proxy_addon.signer import Signer
 from store import account
 from store.account import Ended, Ending, Grown, Sent
-from store.amounts import Token
 from store.channels import ChannelStore, Fenced, LimitExceeded
 from store.contract import StoreError
 from store.lifecycle import FINAL, ChannelStatus, advance
 from store.records import Channel, CounterMove, Hold
 
 log: Final = logging.getLogger("bursar")
-
-_OF_OPENINGS: Final = ("opens/", "deposits/")
-
-
-class OpeningLimited(LocalRefusal):
-    """No more channels, or deposits, today; one that another process has may still pay."""
-
-
-class ChannelUnusable(LocalRefusal):
-    """This channel cannot pay (any more); another one of the scope may."""
-
-
-@dataclass(slots=True, eq=False)
-class Want:
-    """One request that wants to be paid for. `price` in base units; `tries` is shared by all its attempts."""
-
-    facts: RequestFacts
-    price: int
-    caps: Caps
-    tries: Tries
-    challenge_id: str
-    expires_at: int  # ms; of the challenge
-    fingerprint: str
-    resource: str = ""  # URL without query that the challenge is from: where to manage the channel
-    bump: bool = False
-    write_off: bool = False
-    metered: bool = False  # most likely a stream that asks for more: it gets a channel to itself
-    topped_up: bool = False  # a top-up was tried for it, and did not help
-
-    @property
-    def demand(self) -> Demand:
-        return Demand(self.price, self.bump, self.write_off)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,7 +194,7 @@ class Till:
         if raised:
             raised = max(raised, self.channel.min_delta)
             if self.channel.authorised + raised > self.channel.ceiling:
-                raise self._refusal(_NoRoom("the deposit is used up"), want)
+                raise self._refusal(NoRoom("the deposit is used up"), want)
             try:
                 await self.commit(
                     raised=raised, counters=want.caps.raise_moves(raised, utc_date(self._now()))
@@ -286,7 +252,7 @@ class Till:
             for want, _ in group:
                 self._check_shared(want)
             await self._raise_for([want for want, _ in group])
-        except (LimitExceeded, _NoRoom) as error:
+        except (LimitExceeded, NoRoom) as error:
             if len(group) > 1:
                 middle = len(group) // 2
                 await self._serve(group[:middle])
@@ -327,7 +293,7 @@ class Till:
     async def _raise_for(self, wants: Sequence[Want]) -> None:
         """Make what `wants` need durable, and charge each request's own limit with its share of it.
 
-        Raises `_NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
+        Raises `NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
         """
         if any(want.write_off for want in wants):
             self.channel = account.write_off(self.channel, self.channel.free, self._now())
@@ -340,13 +306,13 @@ class Till:
         )
         if sizes == (0,):
             return
-        failure: LimitExceeded | _NoRoom | LocalRefusal | None = None
+        failure: LimitExceeded | NoRoom | LocalRefusal | None = None
         for size in sizes:
             shares = [share(self.channel, want.price, size) for want in wants]
             if self.channel.authorised + size > self.channel.ceiling:
-                failure = _NoRoom(f"the deposit of {self.channel.channel_id} is used up")
+                failure = NoRoom(f"the deposit of {self.channel.channel_id} is used up")
                 continue
-            if (failure := _over_limit(wants, shares)) is not None:
+            if (failure := over_limit(wants, shares)) is not None:
                 continue
             try:
                 await self.commit(raised=size, counters=caps.raise_moves(size, utc_date(self._now())))
@@ -359,9 +325,9 @@ class Till:
         assert failure is not None
         raise failure
 
-    def _refusal(self, error: LimitExceeded | _NoRoom, want: Want) -> LocalRefusal:
+    def _refusal(self, error: LimitExceeded | NoRoom, want: Want) -> LocalRefusal:
         token = want.caps.token
-        if isinstance(error, _NoRoom):
+        if isinstance(error, NoRoom):
             return ChannelUnusable(
                 "deposit-used-up",
                 f"channel {self.channel.channel_id} has {token.show(self.channel.ceiling - self.channel.authorised)}"
@@ -548,44 +514,3 @@ class Till:
         error = ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
         self._deny(self._waiting, error)
         self._waiting.clear()
-
-
-class _NoRoom(Exception):
-    """The deposit, or the limit of one of several requests, does not cover it."""
-
-
-def _over_limit(wants: Sequence[Want], shares: Sequence[int]) -> LocalRefusal | _NoRoom | None:
-    """Would a share take a request over its own limit? `_NoRoom` if another part of the group may do without it."""
-    for want, one in zip(wants, shares, strict=True):
-        if want.tries.new_money + one > want.caps.per_request:
-            if len(wants) > 1:
-                return _NoRoom("a request of the group is over its limit")
-            return over_max_price(want, one)
-    return None
-
-
-def over_max_price(want: Want, more: int) -> LocalRefusal:
-    """One request would authorise more than its limit, all repairs together."""
-    caps = want.caps
-    return LocalRefusal(
-        "over-max-price",
-        f"{want.facts.host} made one request cost {caps.token.show(want.tries.new_money + more)}, over max_price"
-        f" {caps.token.show(caps.per_request)} ({caps.rule})",
-    )
-
-
-def limit_refusal(error: LimitExceeded, host: str, token: Token) -> LocalRefusal:
-    """A limit that was reached, in the token's own units."""
-    move = error.move
-    is_count = move.key.startswith("opens/")
-
-    def show(amount: int) -> str:
-        return str(amount) if is_count else token.show(amount)
-
-    rule = move.rule or move.key
-    kind = OpeningLimited if move.key.startswith(_OF_OPENINGS) else LocalRefusal
-    return kind(
-        "limit-reached",
-        f"{host} asks for {show(move.amount)} more, but {show(error.used)} of {rule} ="
-        f" {show(move.limit or 0)} are used; raise it, or wait until the day (UTC) is over",
-    )

@@ -20,7 +20,8 @@ from proxy_addon.core.policy import Caps
 from proxy_addon.core.terms import Terms
 from proxy_addon.payer.opening import FIRST_WAIT_S, LONGEST_WAIT_S, Sleep
 from proxy_addon.payer.parts import Parts
-from proxy_addon.payer.till import Till, limit_refusal
+from proxy_addon.payer.till import Till
+from proxy_addon.payer.wants import limit_refusal
 from store import budgets
 from store.channels import LimitExceeded
 from store.records import Channel, PendingTransaction

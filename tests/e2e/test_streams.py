@@ -51,9 +51,9 @@ def by_curl(proxy: Proxy, net: Devnet, query: str) -> None:
 
 def by_curl_over_http2(proxy: Proxy, net: Devnet, query: str) -> None:
     url = f"{net.https}/sse?{query}"
-    body, _, version = run(
-        proxy, "curl", "-qsSN", "--http2", "-w", "\nHTTP/%{http_version}", url
-    ).rpartition(b"\n")
+    body, _, version = run(proxy, "curl", "-qsSN", "--http2", "-w", "\nHTTP/%{http_version}", url).rpartition(
+        b"\n"
+    )
     assert (body, version) == (sse(TOKENS), b"HTTP/2")
 
 
@@ -206,7 +206,9 @@ class Streamer:
     async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> None:
         payload = await self.upstream.take(request)
         if payload is None:
-            writer.write(self.upstream.asks(self.upstream.challenge(self.upstream.request_json(unitType="token"))))
+            writer.write(
+                self.upstream.asks(self.upstream.challenge(self.upstream.request_json(unitType="token")))
+            )
             return
         self.vouchers.append(int(payload["cumulativeAmount"]))
         if request.method == "HEAD":
@@ -287,7 +289,7 @@ def test_gzip(devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy, upstre
             if number == 4:
                 break
             await send(streamer.need((number + 1) * ASKED))
-            while max(streamer.vouchers) < (number + 1) * ASKED:
+            while max(streamer.vouchers) < (number + 1) * ASKED:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         last = deflate.flush()
         writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last))

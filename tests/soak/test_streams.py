@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e.test_streams import wide_policy
 from tests.e2e.world import MakeHome, ca, devnet, make_home
 from tests.peers.devnet import Devnet
-from tests.soak.streams import CHANNELS, soak, wide_policy
+from tests.soak.streams import CHANNELS, soak
 
 __all__ = ["ca", "devnet", "make_home"]
 

@@ -22,7 +22,7 @@ __all__ = ["directory", "world"]
 async def pay(world: World) -> dict[str, Any]:
     """One paid request; its channel, given back."""
     code, _, told = await world.run(
-        "exec", "-c", str(world.config), "--proxy-log", "/tmp/w/mc/exec.log", "--", sys.executable, "-c", GET, world.page, "1"
+        "exec", "-c", str(world.config), "--", sys.executable, "-c", GET, world.page, "1"
     )
     assert code == 0, told
     return await channel(world)

@@ -69,6 +69,28 @@ async def test_keep_alive_race(plain_wiring: Wiring, gate: FakeGate, method: str
     assert [t.calls.count("lost") for t in gate.tickets] == [0, int(method == "GET")]
 
 
+async def test_the_connection_closes_while_the_gate_prepares(wiring: Wiring, gate: FakeGate) -> None:
+    """Nothing has left on it, so there is nothing to be lost: the credential goes out on another one."""
+    exchanges: list[Exchange | Exchange2] = []
+
+    async def prepare(ticket: FakeTicket) -> Outgoing:
+        if ticket.number == 1:
+            exchanges[0].close()
+            await asyncio.sleep(0.2)  # until the proxy has seen it
+        return PAY
+
+    async def remembering(x: Exchange | Exchange2) -> None:
+        exchanges.append(x)
+        await shop(x)
+
+    gate.now, gate.in_time = None, prepare
+    async with wiring.line(remembering, gate) as line:
+        got = await line.curl("/", "-d", "x", line.upstream.url("/first"))
+        assert (got.status, got.body) == (200, paid_for(b"x") * 2)
+        assert [r.connection for r in line.upstream.requests] == [1, 2]
+    assert [t.outcome for t in gate.tickets] == [Outcome.COMPLETE] * 2
+
+
 async def test_a_new_connection_that_closes_is_not_tried_again(wiring: Wiring, gate: FakeGate) -> None:
     async def closing(x: Exchange | Exchange2) -> None:
         await x.body()

@@ -134,8 +134,17 @@ async def test_what_comes_in_while_the_gate_decides_is_kept(either: Wiring, gate
         await sent.wait()
         return Again(PAY)
 
+    async def reads_on(x: Exchange | Exchange2) -> None:
+        if x.request.paid:
+            await shop(x)
+        else:
+            while len(x.request.body) < len(PART):
+                await x.chunk()
+            await x.respond(402, b"pay first")
+            await x.body()
+
     gate.verdict = lambda ticket, n: verdict(ticket)
-    async with either.line(early, gate) as line:
+    async with either.line(reads_on, gate) as line:
         client = Uploader(line)
         await client.start()
         await client.send(PART)
@@ -146,6 +155,9 @@ async def test_what_comes_in_while_the_gate_decides_is_kept(either: Wiring, gate
         sent.set()
         assert await client.head() == 200
         assert await client.body(len(paid_for(b""))) == paid_for(PART * 5)
+        assert len(line.upstream.requests[0].body) == len(
+            PART
+        )  # a server that has answered gets no more of it
         await client.close()
 
 

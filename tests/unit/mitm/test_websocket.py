@@ -374,3 +374,16 @@ async def test_unpaid_it_is_mitmproxys_own(world: World, fails: bool) -> None:
         assert [await socket.recv(), await socket.recv()] == ["need", "wrapped x"]
         await socket.send("bye")
     assert len(world.gate.drops) == fails
+
+
+async def test_nothing_is_paid_where_every_byte_is_logged(world: World) -> None:
+    world.proxy.master.options.update(proxy_debug=True)  # type: ignore[no-untyped-call]
+    world.gate.answer = http.Response.make(402)
+
+    async def handler(socket: ServerConnection) -> None:
+        await socket.send("wrapped x")
+        await socket.recv()
+
+    async with world.connected(handler) as socket:
+        assert await socket.recv() == "wrapped x"
+        await socket.send("bye")

@@ -71,6 +71,17 @@ class TestReuse:
             assert {got.status for got in await payer.all(8)} == {200}
             assert (await payer.get()).problems == []
 
+    async def test_one_that_is_taken_again_makes_up_for_those_before(self, payer: Payer, shop: Shop) -> None:
+        await warm(payer)
+        for used_again in (False, True, False):
+            shop.api.payee.challenges.forget()
+            assert (await payer.get()).problems == ["invalid-challenge"]
+            if used_again:
+                assert (await payer.get()).problems == []
+        shop.api.payee.challenges.forget()
+        assert (await payer.get()).problems == ["invalid-challenge"]
+        assert (await payer.get()).problems == []
+
     async def test_a_burst_that_is_refused_together_is_refused_once(self, payer: Payer, shop: Shop) -> None:
         await warm(payer)
         shop.api.payee.challenges.forget()
@@ -86,8 +97,9 @@ class TestReuse:
         await asyncio.sleep(0.01)
         shop.api.payee.challenges.forget()
         assert (await payer.get()).problems == ["invalid-challenge"]
+        shop.refuses_once("payment-expired", price=None)
         traffic.let(0)
-        assert (await late).problems == ["invalid-challenge"]
+        assert (await late).status == 402
         assert is_warm(payer)
 
     async def test_what_is_remembered_is_bounded(

@@ -56,7 +56,7 @@ class TestA:
         self, payer: Payer, shop: Shop
     ) -> None:
         await warm(payer)
-        traffic = Overtaking(shop, 0, 3, 6)
+        traffic = Overtaking(shop, 0, 3, 6, 10)
         unlucky = asyncio.create_task(payer.get())  # passage 0, held
         await asyncio.sleep(0.01)
         assert (await payer.get()).status == 200  # 1, 2
@@ -67,10 +67,17 @@ class TestA:
         await asyncio.sleep(0.01)  # refused once, sent again: 6, held
         assert (await payer.get()).status == 200  # 7, 8
         traffic.let(6)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # refused twice, sent again: 9, 10, held
+        patient = asyncio.create_task(payer.get())
+        await asyncio.sleep(0.01)
+        assert not patient.done()
+        assert payer.till.channel.authorised == 5 * P
+        traffic.let(10)
         got = await unlucky
+        assert (await patient).status == 200
         assert (got.status, got.problems) == (200, ["verification-failed"] * 2)
         assert [one.voucher for one in got.sent] == [2 * P, 4 * P, 5 * P]
+        assert shop.account.spent == 6 * P
 
     async def test_while_it_waits_others_do_and_a_long_body_keeps_nobody(
         self, payer: Payer, shop: Shop

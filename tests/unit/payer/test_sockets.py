@@ -116,6 +116,7 @@ async def connected(payer: Payer, shop: Shop) -> Seller:
         (handshake("/quote?n=9"), True),
         (handshake(headers={"Upgrade": "WebSocket"}), True),
         (handshake(headers={"Upgrade": "h2c"}), False),
+        (handshake(headers={"Sec-WebSocket-Version": "8"}), False),
         (handshake("/stream"), False),
         (handshake("/quote/more"), False),
         (handshake(method="POST"), False),
