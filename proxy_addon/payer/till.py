@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from proxy_addon.audit import Audit, Clock, amount_fields, utc_date
+from proxy_addon.audit import Audit, Clock, utc_date
 from proxy_addon.core.dispatch import can_reuse, raise_sizes, share
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.methods.contract import Method
+from proxy_addon.payer.lines import voucher_fields, write_ending
 from proxy_addon.payer.tasks import background
 from proxy_addon.payer.wants import ChannelUnusable, NoRoom, Want, limit_refusal, over_limit
 from proxy_addon.signer import Signer
@@ -207,12 +208,7 @@ class Till:
         self.channel = account.grow(self.channel, move)
         self.last_used = self._now()
         signature = self._sign(move.voucher)
-        fields = {
-            **want.facts.fields(),
-            "challenge": want.challenge_id,
-            "cumulative": str(move.voucher),
-            **amount_fields(want.caps.token, amount),
-        }
+        fields = voucher_fields(want, cumulative=move.voucher, amount=amount)
         try:
             self._audit.move("voucher", fields, channel_id=self.channel.channel_id, move=move)
         except StoreError as error:
@@ -366,12 +362,7 @@ class Till:
         """Sign (once per amount), write the ledger's line, hand out."""
         amount = hold.voucher
         signature = self._sign(amount)
-        fields = {
-            **want.facts.fields(),
-            "challenge": want.challenge_id,
-            "cumulative": str(amount),
-            **amount_fields(want.caps.token, hold.amount),
-        }
+        fields = voucher_fields(want, cumulative=amount, amount=hold.amount)
         try:
             self._audit.move("sent", fields, channel_id=self.channel.channel_id, move=Sent(hold))
         except StoreError as error:
@@ -416,28 +407,14 @@ class Till:
         move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0, charged)
         self.channel = account.end(self.channel, move)
         self.last_used = now
-        token = want.caps.token
-        metered = ending is Ending.METERED
-        amount = min(charged, hold.amount) if metered else hold.amount
-        message = (
-            f"{want.facts.method} {want.facts.host}{want.facts.path}: {ending} {token.show(amount)}"
-            f" on {self.channel.channel_id[:10]}…" + (f" ({reason})" if reason else "")
-        )
-        fields = {
-            **want.facts.fields(),
-            "challenge": want.challenge_id,
-            "cumulative": str(voucher),
-            **amount_fields(token, amount),
-            "outcome": Ending.PAID.value if metered else ending.value,
-            "uncertain": str(hold.amount - amount) if metered else None,
-            "status": status,
-            "reason": reason,
-            "spent": None if spent is None else str(spent),
-        }
-        # A hold that the server did not take is free again: of interest to the account, not to people.
-        level = logging.DEBUG if ending is Ending.FREE else logging.INFO
-        self._audit.note(
-            "ended", message, level=level, channel_id=self.channel.channel_id, move=move, fields=fields
+        write_ending(
+            self._audit,
+            want,
+            hold,
+            move,
+            channel_id=self.channel.channel_id,
+            status=status,
+            reason=reason,
         )
         if self._first == hold.request_id:
             self._first = None

@@ -134,6 +134,7 @@ async def test_which_handshakes_are_paid_for(payer: Payer, flow: http.HTTPFlow, 
 async def test_to_the_end(payer: Payer, shop: Shop) -> None:
     for _ in range(2):
         seller = await connected(payer, shop)
+        assert payer.till.exclusive is not None  # although nobody said that it would be metered
         assert seller.say("message", "one") == "one"
         for _ in range(3):
             seller.need()
