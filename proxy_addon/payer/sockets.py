@@ -275,6 +275,8 @@ class Socket:
 
     async def _send(self, grant: Grant) -> Answer:
         """A voucher as a frame; its receipt is the answer. `MeteredStream` sends one at a time."""
+        if self._ended:  # while the raise was made durable, which is never interrupted
+            return Answer(204, (), b"")  # nothing leaves, and nobody waits for it
         await self._fresh_challenge()
         self._receipt = asyncio.get_running_loop().create_future()
         self.outgoing.append(frames.authorization(self._stream.credential(grant)))

@@ -74,7 +74,9 @@ class MeteredStream:
     _taken: int = 0  # highest voucher that the server took from us on this stream
     _total: int = 0
     _closed: bool = False
-    _growing: bool = False  # a raise is being made durable: that is not interrupted
+    _busy: bool = (
+        False  # a commit or a voucher is on its way. Interrupted, they break the record, or the pool
+    )
 
     def __post_init__(self) -> None:
         channel = self.attempt.grant.till.channel
@@ -197,11 +199,11 @@ class MeteredStream:
                 f" ({token.show(more)} more), and it was not topped up",
             )
         # All that is free on a channel that a stream has to itself is the stream's.
-        self._growing = True
+        self._busy = True
         try:
             grant = await till.grow(hold, till.channel.free + more, want)
         finally:
-            self._growing = False
+            self._busy = False
         self._total += more
         self._raises.append((self.parts.now(), more))
         return grant
@@ -228,12 +230,19 @@ class MeteredStream:
         till, tries = grant.till, Tries()
         for _ in range(MOST_TRIES):
             self._sent_at = self.parts.now()
+            self._busy = True
             try:
                 answer = await (self.send or self._send_head)(grant)
             except OutcomeUnknown as error:
+                if self._closed:
+                    return
                 log.info("bursar: a voucher for a stream may be lost: %s", error)
                 grant = till.current(grant.hold)
                 continue
+            finally:
+                self._busy = False
+            if self._closed:
+                return
             if answer.status < 400:
                 self._taken = max(self._taken, grant.amount)
                 return
@@ -289,7 +298,7 @@ class MeteredStream:
     def close(self) -> int:
         """The stream is over: send nothing more. What of its hold is paid for sure (base units)."""
         self._closed = True
-        if self._task is not None and not self._growing:
+        if self._task is not None and not self._busy:
             self._task.cancel()
         spent = self.receipt.spent if self.receipt is not None else None
         if spent is None:

@@ -161,6 +161,38 @@ async def test_what_comes_in_while_the_gate_decides_is_kept(either: Wiring, gate
         await client.close()
 
 
+async def test_a_server_that_has_begun_to_answer_gets_no_more(either: Wiring, gate: FakeGate) -> None:
+    begun, more = asyncio.Event(), asyncio.Event()
+
+    async def slow(x: Exchange | Exchange2) -> None:
+        if x.request.paid:
+            await shop(x)
+            return
+        while len(x.request.body) < len(PART):
+            await x.chunk()
+        await x.begin(402)
+        await x.data(b"pay")
+        begun.set()
+        await more.wait()
+        await x.end()
+        await x.body()
+
+    async with either.line(slow, gate) as line:
+        client = Uploader(line)
+        await client.start()
+        await client.send(PART)
+        await begun.wait()
+        await asyncio.sleep(0.1)  # until the proxy has the answer's header
+        await client.send(PART)
+        await asyncio.sleep(0.1)
+        more.set()
+        client.end()
+        assert await client.head() == 200
+        assert await client.body(len(paid_for(b""))) == paid_for(PART * 2)
+        assert len(line.upstream.requests[0].body) == len(PART)
+        await client.close()
+
+
 async def test_the_client_leaves_during_its_upload(either: Wiring, gate: FakeGate) -> None:
     async def reading(x: Exchange | Exchange2) -> None:
         await x.body()

@@ -545,6 +545,32 @@ class TestTheEnd:
         assert len(shop.accounts) == 1
         shop.account.spent = min(shop.account.spent, payer.till.channel.paid + payer.till.channel.uncertain)
 
+    async def test_a_voucher_on_its_way_is_not_interrupted(
+        self, payer: Payer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Cancelled requests stay in the pool of connections, until it has no room for anybody's voucher."""
+        stream = await streaming(payer)
+        ended: list[str] = []
+
+        async def slow(method: str, url: str, headers: Mapping[str, str]) -> Answer:
+            try:
+                await ticks(10)
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+            ended.append("answered")
+            return Answer(204, (), b"")
+
+        monkeypatch.setattr(payer.parts.outbound, "send", slow)
+        stream.need(3 * P)
+        async with asyncio.timeout(20):
+            while payer.till.channel.authorised < 3 * P:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await ticks(3)
+        stream.end(Outcome.CUT)
+        await stream.answered()
+        assert ended == ["answered"]
+
     async def test_a_commit_that_fails_after_its_end_is_no_news(
         self, payer: Payer, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -552,7 +578,7 @@ class TestTheEnd:
         commit_slowly(payer)
         stream.need(3 * P)
         await ticks(4)
-        assert stream.metered._growing
+        assert stream.metered._busy
         stream.end(Outcome.CUT)
         await stream.answered()
         assert stream.metered.stop_reason is None
