@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test test-python test-matrix lint format devnet coverage clean node
+.PHONY: help demo test test-python test-matrix lint format soak devnet coverage clean node
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ lint: $(VENV)/test.stamp ## ruff and mypy, strict
 format: $(VENV)/test.stamp ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+soak: node $(VENV)/test.stamp ## streams with clients that leave, for MINUTES (default 1)
+	$(BIN)/python -m tests.soak.streams --minutes $(or $(MINUTES),1)
 
 devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand, until Ctrl-C
 	@$(BIN)/python -m tests.peers.devnet

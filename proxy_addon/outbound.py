@@ -6,6 +6,7 @@ time and size.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,7 +45,16 @@ class Outbound:
         self._client: httpx.AsyncClient | None = None
 
     async def send(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
-        """One request without a body. Raises `OutcomeUnknown` if no whole answer came: it may have arrived."""
+        """One request without a body. Raises `OutcomeUnknown` if no whole answer came: it may have arrived.
+
+        Who is cancelled leaves the exchange to run to its end: a cancelled one can leave its connection in
+        httpx's pool for good, and a few of those fill it.
+        """
+        exchange = asyncio.Task(self._exchange(method, url, headers), name="bursar-outbound")
+        exchange.add_done_callback(_retrieved)
+        return await asyncio.shield(exchange)
+
+    async def _exchange(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
         import httpx
 
         host = httpx.URL(url).host
@@ -77,3 +87,9 @@ class Outbound:
         if self._client is not None:
             client, self._client = self._client, None
             await client.aclose()
+
+
+def _retrieved(exchange: asyncio.Task[Answer]) -> None:
+    """An outcome that nobody waits for any more is no error of the loop's."""
+    if not exchange.cancelled():
+        exchange.exception()

@@ -155,6 +155,7 @@ def wide_policy(channels: int) -> dict[str, Any]:
         max_channels_per_scope=channels,
         max_opens_per_day=1000,
         max_per_day="100",
+        max_deposit="5",
         max_deposits_per_day="200",
     )
     return {"max_per_day": "100", "max_lifetime": "100", "hosts": [host]}
