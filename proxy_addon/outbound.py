@@ -79,7 +79,11 @@ class Outbound:
             if self._extra_ca is not None:
                 context.load_verify_locations(self._extra_ca)
             self._client = httpx.AsyncClient(
-                verify=context, timeout=self._timeout_s, follow_redirects=False, trust_env=False
+                verify=context,
+                timeout=self._timeout_s,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),  # a stream each
+                follow_redirects=False,
+                trust_env=False,
             )
         return self._client
 
