@@ -13,6 +13,7 @@ from typing import Final
 
 from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import NeedVoucher, Receipt, parse_need_voucher, parse_receipt_json
+from proxy_addon.core.strict_json import check_depth
 
 GOING_AWAY: Final = 1001
 NORMAL: Final = 1000
@@ -74,8 +75,9 @@ def read(text: str) -> Frame | None:
     if '"mpp"' not in text:
         return None
     try:
+        check_depth(text, "frame")
         found = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, RemoteProtocolError):
         return None
     if not isinstance(found, dict):
         return None

@@ -85,7 +85,7 @@ def decode(data: bytes | str, what: str, *, max_size: int = MAX_SIZE, max_depth:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
     except UnicodeDecodeError as error:
         raise RemoteProtocolError(f"{what} is not UTF-8 at byte {error.start}") from None
-    _check_depth(text, what, max_depth)
+    check_depth(text, what, max_depth)
     try:
         value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -95,7 +95,8 @@ def decode(data: bytes | str, what: str, *, max_size: int = MAX_SIZE, max_depth:
     return value
 
 
-def _check_depth(text: str, what: str, max_depth: int) -> None:
+def check_depth(text: str, what: str, max_depth: int = MAX_DEPTH) -> None:
+    """Raises `RemoteProtocolError` for nesting that could end the process: parsers recurse in C."""
     if text.count("{") + text.count("[") <= max_depth:
         return
     depth = 0

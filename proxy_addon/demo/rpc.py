@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import orjson
+
 from proxy_addon.demo.chain import Block, CallFailed, Mined, SimulatedChain, TransactionRefused
 from proxy_addon.demo.http1 import HttpServer, Request, Response
 from proxy_addon.demo.state import Event
@@ -44,7 +46,7 @@ class RpcServer(HttpServer):
         if request.method != "POST":
             return Response(405, (("Allow", "POST"),))
         try:
-            message = json.loads(request.body)
+            message = orjson.loads(request.body)
         except ValueError:
             return _answer({"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "no JSON"}})
         if isinstance(message, list):

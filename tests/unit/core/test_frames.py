@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -125,3 +126,13 @@ def test_authorization() -> None:
 def test_a_reason_fits_a_control_frame() -> None:
     assert frames.close(1000) == frames.Close(1000, "")
     assert frames.close(1008, "é" * 100) == frames.Close(1008, "é" * 61)
+
+
+def test_nesting_that_could_end_the_process_is_the_applications_business() -> None:
+    """Where the recursion limit is high (a dependency raises it), json's parser overflows the C stack."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        assert frames.read('{"mpp": ' + "[" * 100_000) is None
+    finally:
+        sys.setrecursionlimit(limit)
