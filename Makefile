@@ -36,7 +36,7 @@ demo: $(VENV)/run.stamp ## pay a local API for an unmodified curl, and account f
 node:
 	@command -v node >/dev/null && command -v npm >/dev/null \
 	  || { echo "make test needs Node 20 or newer, with npm: the servers it pays are npm packages"; exit 1; }
-	@node -e 'process.exit(+process.versions.node.split(".")[0] < 20)' \
+	@node -e 'process.exit(+process.versions.node.split(".")[0] < 20 ? 1 : 0)' \
 	  || { echo "make test needs Node 20 or newer; this is $$(node --version)"; exit 1; }
 
 test: node $(VENV)/test.stamp ## everything, against real servers on a dev chain
