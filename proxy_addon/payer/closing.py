@@ -83,8 +83,13 @@ async def _close(parts: Parts, till: Till) -> CloseResult:
     if till.channel.status is ChannelStatus.OPEN:
         await till.commit(change=lambda record: replace(record, status=ChannelStatus.DRAINING))
     if till.channel.status in (ChannelStatus.DRAINING, ChannelStatus.ASIDE):
-        challenge = await fresh_challenge(parts, till.channel)
-        amount = await _amount(parts, till, challenge, state)
+        try:
+            challenge = await fresh_challenge(parts, till.channel)
+            amount = await _amount(parts, till, challenge, state)
+        except LocalRefusal:
+            if till.channel.status is ChannelStatus.DRAINING:  # nothing was signed: it may go on paying
+                await till.commit(change=lambda record: replace(record, status=ChannelStatus.OPEN))
+            raise
 
         def change(record: Channel) -> Channel:
             return replace(

@@ -24,7 +24,7 @@ from proxy_addon.payer.till import Grant, Till
 from proxy_addon.payer.wants import ChannelUnusable, OpeningLimited, Want
 from store.channels import ChannelBusy, ScopeFull
 from store.contract import StoreError
-from store.lifecycle import PENDING_OPEN, ChannelStatus
+from store.lifecycle import PENDING_OPEN, REUSABLE, ChannelStatus
 from store.records import Channel, PaymentScope
 
 log: Final = logging.getLogger("bursar")
@@ -93,8 +93,8 @@ class Desk:
             if asyncio.get_running_loop().time() > deadline:
                 raise LocalRefusal(
                     "scope-busy",
-                    f"the channel for {want.facts.host} is not free (an opening that the chain has not decided on,"
-                    f" or another process); see `bursar channels list`, or try again",
+                    f"no channel for {want.facts.host} got free in {PATIENCE_S:g} s (streams, another process, or an"
+                    f" opening that the chain has not decided on); see `bursar channels list`, or try again",
                 )
             await self._wait()
 
@@ -131,13 +131,14 @@ class Desk:
                 on_record = await self._parts.store.of_scope(self.scope)
                 if await self._claim_one(on_record, want, terms):
                     return None
+                if sum(channel.status in REUSABLE for channel in on_record) >= want.caps.channels_per_scope:
+                    # The store has the last word; this spares the chain a question for each that waits.
+                    raise ScopeFull(f"max_channels_per_scope = {want.caps.channels_per_scope}, all in use")
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
                 occupied = any(till.usable and till.has_room(want.price) for till in self.tills)
                 if occupied or await self._others_at_work(on_record):
-                    return (
-                        None  # by a stream that ends, or by others who give it back or learn what it became
-                    )
+                    return None  # by a stream that ends, or by others who give it back
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
             except OpeningLimited:
                 if await self._others_at_work(on_record):
