@@ -152,14 +152,14 @@ def end(channel: Channel, move: Ended) -> Channel:
         case Ending.FREE:
             pass
         case Ending.UNDELIVERED:
-            channel = _doubt(channel, ended.amount, move.at)
+            channel = _doubt(channel, ended.amount, _after(ended, move))
         case Ending.UNKNOWN:
             channel = _doubt(channel, ended.amount, ended.expires_at + UNKNOWN_MARGIN_MS)
         case Ending.METERED:
             charged = max(0, min(move.charged, ended.amount))
             channel = replace(channel, paid=channel.paid + charged)
             if ended.amount > charged:
-                channel = _doubt(channel, ended.amount - charged, move.at)
+                channel = _doubt(channel, ended.amount - charged, _after(ended, move))
         case _:
             assert_never(move.ending)
     if move.accepted:
@@ -288,6 +288,11 @@ def _find(channel: Channel, request_id: str) -> Hold:
         return channel.holds[request_id]
     except KeyError:
         raise IllegalMove(f"{channel.channel_id} holds nothing for request {request_id}") from None
+
+
+def _after(ended: Hold, move: Ended) -> int:
+    """When what a request leaves in doubt is eligible: after it was sent, also within one millisecond."""
+    return max(move.at, ended.sent_at + 1)
 
 
 def _grown(channel: Channel, old: Hold, move: Grown) -> Channel:

@@ -129,6 +129,7 @@ class Desk:
                 return None
             try:
                 on_record = await self._parts.store.of_scope(self.scope)
+                taken = {one.channel_id for one in on_record if self._parts.store.is_busy(one)}
                 if await self._claim_one(on_record, want, terms):
                     return None
                 if sum(channel.status in REUSABLE for channel in on_record) >= want.caps.channels_per_scope:
@@ -137,11 +138,11 @@ class Desk:
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
                 occupied = any(till.usable and till.has_room(want.price) for till in self.tills)
-                if occupied or await self._others_at_work(on_record):
+                if occupied or await self._others_at_work(on_record, taken):
                     return None  # by a stream that ends, or by others who give it back
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
             except OpeningLimited:
-                if await self._others_at_work(on_record):
+                if await self._others_at_work(on_record, taken):
                     return None
                 raise
             except ChainUnavailable as error:
@@ -289,14 +290,18 @@ class Desk:
             self._top_up_again_at = self._parts.now() + TOP_UP_PAUSE_MS
             log.warning("bursar: no top-up for now: %s", error)
 
-    async def _others_at_work(self, before: tuple[Channel, ...]) -> bool:
-        """Has another process a channel of this scope, or had one since `before` was read?"""
+    async def _others_at_work(self, before: tuple[Channel, ...], taken: set[str]) -> bool:
+        """Has another process a channel of this scope, or had one (`taken`, or a new one) since `before` was read?"""
         try:
             now = await self._parts.store.of_scope(self.scope)
         except StoreError as error:
             raise LocalRefusal("store", str(error)) from None
         known = {channel.channel_id for channel in before}
-        return any(one.channel_id not in known or self._parts.store.is_busy(one) for one in now)
+        # One that was given back a moment ago can be claimed at the next look.
+        return any(
+            one.channel_id not in known or one.channel_id in taken or self._parts.store.is_busy(one)
+            for one in now
+        )
 
     # -- the end of an opening
 

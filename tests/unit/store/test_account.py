@@ -548,3 +548,11 @@ def test_a_proof_raises_what_is_known_to_be_accepted_and_nothing_else() -> None:
     assert account.proven_accepted(one, 40) == one
     with pytest.raises(IllegalMove, match="100 authorised, not 101"):
         account.proven_accepted(one, 101)
+
+
+@pytest.mark.parametrize("ending", [Ending.UNDELIVERED, Ending.METERED])
+def test_an_answer_within_the_same_millisecond_proves_nothing_of_itself(ending: Ending) -> None:
+    """A fast request: its own receipt must not settle what it leaves in doubt, whatever the clock's grain."""
+    sent = take(channel(authorised=100), "r", 40, sent_at=T0)
+    ended = account.end(sent, Ended("r", ending, at=T0, spent=0, accepted=100))
+    assert (ended.paid, ended.uncertain, ended.free) == (0, 40, 60)
