@@ -263,7 +263,7 @@ class PaymentGate:
             offer = self._offers.choose(ticket, parsed.challenges)
             if self._policy.shadow:
                 return self._shadow(ticket, offer)
-            await snapshots.heed(self._parts, offer)
+            await snapshots.heed(self._parts, offer, response.headers.get(snapshots.FIELD))
             return await self.pay(ticket, offer)
         if "Payment-Receipt" in response.headers:  # an application's own 402, after it charged for it
             self.received(ticket, response)

@@ -56,7 +56,7 @@ class Repairs:
         fresh = self._payable(ticket, attempt, response, kind, challenges)
         offer = fresh if isinstance(fresh, Offer) else None
         if offer is not None:
-            await snapshots.heed(self._parts, offer)
+            await snapshots.heed(self._parts, offer, response.headers.get(snapshots.FIELD))
         new_terms = offer is not None and (offer.desk is not old.desk or offer.terms.price != old.terms.price)
         way = way_out(
             response.status_code,

@@ -7,7 +7,7 @@ from typing import Final
 
 from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import Challenge
-from proxy_addon.core.snapshot import SessionSnapshot, snapshot_from
+from proxy_addon.core.snapshot import SessionSnapshot, parse_snapshot, snapshot_from
 from proxy_addon.methods.tempo_session.proof import proves
 from proxy_addon.payer import booking
 from proxy_addon.payer.parts import Parts
@@ -16,17 +16,24 @@ from store import account
 
 log: Final = logging.getLogger("bursar")
 
+FIELD: Final = "Payment-Session-Snapshot"
 
-async def heed(parts: Parts, offer: Offer) -> None:
-    """Learn from the snapshot in a challenge that is about to be paid.
+
+async def heed(parts: Parts, offer: Offer, field: str | None = None) -> None:
+    """Learn from the snapshot in a challenge that is about to be paid, and from the header `field` beside it.
 
     A voucher of ours in it proves that the server has taken it: then it is known to be accepted, and no more than
     that. One over what is on record proves that the record is not the last one (an old copy was put back, or
     another machine pays from the same channel): the channel is set aside, and nothing more is signed on it.
     """
-    snapshot = _snapshot(offer.challenge)
-    voucher = snapshot.highest_voucher if snapshot is not None else None
-    if snapshot is None or voucher is None:
+    for snapshot in (_of_challenge(offer.challenge), _of_field(field)):
+        if snapshot is not None:
+            await _heed(parts, offer, snapshot)
+
+
+async def _heed(parts: Parts, offer: Offer, snapshot: SessionSnapshot) -> None:
+    voucher = snapshot.highest_voucher
+    if voucher is None:
         return
     for till in offer.desk.tills:
         channel = till.channel
@@ -49,7 +56,15 @@ async def heed(parts: Parts, offer: Offer) -> None:
             till.channel = account.proven_accepted(channel, proven)
 
 
-def _snapshot(challenge: Challenge) -> SessionSnapshot | None:
+def _of_field(value: str | None) -> SessionSnapshot | None:
+    try:
+        return None if value is None else parse_snapshot(value)
+    except RemoteProtocolError as error:
+        log.debug("bursar: %s", error)
+        return None
+
+
+def _of_challenge(challenge: Challenge) -> SessionSnapshot | None:
     details = challenge.request_json.get("methodDetails")
     told = details.get("sessionSnapshot") if isinstance(details, dict) else None
     if told is None:

@@ -61,7 +61,12 @@ def running(make_proxy: MakeProxy, home: Home, count: int) -> Iterator[list[Prox
 
 @pytest.mark.parametrize(
     ("clients", "processes", "rounds"),
-    [(64, 1, 2), (64, 4, 1), pytest.param(300, 1, 1, marks=pytest.mark.slow)],
+    [
+        (64, 1, 2),
+        (64, 4, 1),
+        pytest.param(300, 1, 1, marks=pytest.mark.slow),
+        pytest.param(300, 4, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_cold_and_warm(
     devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy, clients: int, processes: int, rounds: int

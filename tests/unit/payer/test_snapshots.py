@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +15,7 @@ from proxy_addon.demo.challenges import Challenges
 from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.methods.abi import to_hex
 from proxy_addon.methods.tempo_session.v2 import RESERVE
+from proxy_addon.payer import snapshots
 from store.lifecycle import ChannelStatus
 from store.memory_store import SharedMemory
 from tests.unit.payer.conftest import MakePayer
@@ -138,3 +141,17 @@ async def test_a_voucher_over_what_is_on_record_stops_the_channel(
     assert "old copy" in caplog.text
     assert new.channel_id != old.channel_id
     second.honest = False  # its record is the older one, and says so
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["base64url", "as mppx writes it"])
+async def test_the_header_proves_as_much(payer: Payer, shop: Shop, padded: bool) -> None:
+    await warm(payer)
+    payer.till.channel = before = replace(payer.till.channel, accepted=0)
+    text = json.dumps(of_the(shop)).encode()
+    field = (base64.b64encode(text) if padded else base64.urlsafe_b64encode(text).rstrip(b"=")).decode()
+    (offer,) = payer.gate._offers._kept.values()
+    for nonsense in (None, "", "%", field[:-9]):
+        await snapshots.heed(payer.gate._parts, offer, nonsense)
+        assert payer.till.channel == before
+    await snapshots.heed(payer.gate._parts, offer, field)
+    assert payer.till.channel == replace(before, accepted=P)

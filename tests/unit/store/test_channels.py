@@ -161,6 +161,18 @@ async def test_get_prefers_what_is_open_and_what_is_old(process: Processes) -> N
     assert await store.find("0xnone") is None
 
 
+async def test_a_closed_channel_is_not_found_again_and_stays_on_record(process: Processes) -> None:
+    store = await process()
+    channel = await opened(store, "0xa")
+    await store.delete(replace(channel, status=ChannelStatus.CLOSED, captured=0, refunded=channel.deposit))
+    assert await store.get(SCOPE) is None
+    assert await store.of_scope(SCOPE) == ()
+    tombstone = await store.find("0xa")
+    assert tombstone is not None
+    assert (tombstone.status, tombstone.captured) == (ChannelStatus.CLOSED, 0)
+    assert [one.channel_id for one in await store.all()] == ["0xa"]
+
+
 async def test_a_short_key_finds_all_wallets_and_tombstones(process: Processes) -> None:
     store = await process()
     await opened(store, "0xa")
