@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -170,6 +171,7 @@ def peak_memory(proxy: Proxy) -> int:
 
 
 STREAMS = 50
+SECONDS = int(os.environ.get("BURSAR_STREAM_SECONDS", "6"))  # how long each lasts; `make soak` says a minute
 
 
 @pytest.mark.slow
@@ -179,7 +181,7 @@ def test_50_streams_at_once(devnet: Devnet, make_home: MakeHome, make_proxy: Mak
     home = make_home(funds=60_000_000, policy=wide_policy(STREAMS + 1))
     books = Books(devnet, home)
     # One is opened after the other: who comes first reads on until the last is there.
-    url = f"{devnet.http}/sse?n=6&delay=1000&deposit=0.5"
+    url = f"{devnet.http}/sse?n={SECONDS}&delay=1000&deposit=0.5"
     with make_proxy(home) as proxy:
         told = swarm(proxy, url, STREAMS, more=20, beside=200)
         print(f"{STREAMS} streams: {told}; the proxy's peak memory: {peak_memory(proxy)} MiB")
