@@ -15,7 +15,6 @@ from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import NeedVoucher, Receipt, parse_need_voucher, parse_receipt_json
 from proxy_addon.core.strict_json import check_depth
 
-GOING_AWAY: Final = 1001
 NORMAL: Final = 1000
 POLICY: Final = 1008
 _REASON_LIMIT: Final = 123  # bytes, RFC 6455 section 5.5

@@ -198,7 +198,8 @@ class Desk:
     async def _top_up_for(self, want: Want, terms: Terms, challenge: Challenge) -> bool:
         """Give a channel room for `want`, together with all who wait for the same. False: it cannot be had so."""
         for till in [] if want.topped_up else self._free_for(want):
-            topping_up = self._topping.get(till) or self._start_top_up(till, want, terms, challenge)
+            need = topping.shortfall(till.channel, want.price)
+            topping_up = self._topping.get(till) or self._start_top_up(till, want, terms, challenge, need)
             if topping_up is None:
                 continue
             try:
@@ -216,24 +217,8 @@ class Desk:
 
     async def make_room(self, till: Till, want: Want, terms: Terms, challenge: Challenge, more: int) -> bool:
         """A top-up so that the deposit covers `more` on this very channel (a stream's)."""
-        running = self._topping.get(till)
-        if running is None and till.channel.pending is None:
-            need = till.channel.authorised + more - till.channel.ceiling
-            amount = topping.size(till.channel, want.caps, terms, need)
-            if amount:
-                running = self._run_top_up(
-                    till,
-                    topping.top_up(
-                        self._parts,
-                        till,
-                        want.caps,
-                        challenge,
-                        amount=amount,
-                        fee_payer=terms.fee_payer,
-                        host=want.facts.host,
-                        resource=want.resource,
-                    ),
-                )
+        need = till.channel.authorised + more - till.channel.ceiling
+        running = self._topping.get(till) or self._start_top_up(till, want, terms, challenge, need)
         if running is not None:
             try:
                 await asyncio.shield(running)
@@ -246,16 +231,17 @@ class Desk:
         if till in self._topping or not till.usable or self._parts.now() < self._top_up_again_at:
             return
         if topping.is_low(till.channel, want.caps, terms, want.price):
-            started = self._start_top_up(till, want, terms, challenge)
+            need = topping.shortfall(till.channel, want.price)
+            started = self._start_top_up(till, want, terms, challenge, need)
             if started is not None:
                 started.add_done_callback(self._note_top_up)
 
     def _start_top_up(
-        self, till: Till, want: Want, terms: Terms, challenge: Challenge
+        self, till: Till, want: Want, terms: Terms, challenge: Challenge, need: int
     ) -> asyncio.Task[bool] | None:
+        """A top-up by at least `need`; None where the limits, or a top-up that is or was on its way, forbid it."""
         if self._parts.now() < self._not_taken_until:
             return None  # each try takes until it is past its validity: nobody waits for the next one at once
-        need = topping.shortfall(till.channel, want.price)
         amount = topping.size(till.channel, want.caps, terms, need)
         if not amount or till.channel.pending is not None:
             return None

@@ -281,3 +281,20 @@ class TestCrash:
     async def _on_record(payer: Payer) -> Channel:
         (channel,) = await payer.channels()
         return channel
+
+
+async def test_a_stream_does_not_wait_for_what_the_server_would_not_take(payer: Payer, shop: Shop) -> None:
+    """The pause after a refused top-up is for streams, too: each try lasts until it is past its validity."""
+    await warm(payer)
+    seen = on_top_up(shop, lambda request, payload: Response(402, (), b""))
+    (offer,) = payer.gate._offers._kept.values()
+    desk, till = offer.desk, payer.till
+    desk._not_taken_until = payer.parts.now() + 60_000
+    got = await payer.get()
+    assert got.ticket is not None
+    assert got.ticket.attempt is not None
+    want = got.ticket.attempt.want
+    async with asyncio.timeout(20):
+        assert not await desk.make_room(till, want, offer.terms, offer.challenge, 2 * SMALL)
+    assert not seen
+    assert till.channel.pending is None
