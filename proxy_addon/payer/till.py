@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proxy_addon.audit import Audit, Clock, utc_date
-from proxy_addon.core.dispatch import can_reuse, raise_sizes, share
+from proxy_addon.core.dispatch import can_reuse
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.lines import voucher_fields, write_ending
+from proxy_addon.payer.queue import Queue
 from proxy_addon.payer.tasks import background
-from proxy_addon.payer.wants import ChannelUnusable, NoRoom, Want, limit_refusal, over_limit
+from proxy_addon.payer.wants import ChannelUnusable, Want, deposit_used_up, limit_refusal
 from proxy_addon.signer import Signer
 from store import account
 from store.account import Ended, Ending, Grown, Sent
@@ -61,12 +62,10 @@ class Till:
         self._signer = signer
         self._audit = audit
         self._now = now
-        self._waiting: list[tuple[Want, asyncio.Future[Grant]]] = []
-        self._pump: asyncio.Task[None] | None = None
+        self._queue = Queue(self, now)
         self._write = asyncio.Lock()  # one commit of this record at a time
         self._durable = channel.authorised  # nothing above this is ever signed
         self._signed: tuple[int, bytes] | None = None
-        self._first: str | None = None  # the request that is served before anything is raised again
         self.fenced = False
         self.exclusive: str | None = None  # the request whose metered stream has this channel to itself
         self.last_used = now()
@@ -88,7 +87,7 @@ class Till:
 
     @property
     def idle(self) -> bool:
-        return not (self.channel.holds or self._waiting or self._pump)
+        return not (self.channel.holds or self._queue.busy)
 
     def has_room(self, price: int) -> bool:
         """Can the deposit still cover a request of `price`, once all that is in flight is charged?"""
@@ -101,8 +100,7 @@ class Till:
     def take_now(self, want: Want) -> Grant | None:
         """A grant out of what is free, with the voucher that is already signed; None if that needs a commit."""
         if (
-            self._pump is not None
-            or self._waiting
+            self._queue.busy
             or not self.usable
             or self.exclusive is not None
             or want.metered
@@ -113,15 +111,13 @@ class Till:
             or not can_reuse(self.channel, want.price)
         ):
             return None
-        return self._grant(want)
+        return self.grant(want)
 
     async def take(self, want: Want) -> Grant:
         """A grant, after a commit shared with all that wait. Raises `LocalRefusal`; then nothing was signed for it."""
-        self._check_usable()
-        self._check_shared(want)
-        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        self._waiting.append((want, future))
-        self._kick()
+        self.check_usable()
+        self.check_shared(want)
+        future = self._queue.join(want)
         try:
             return await future
         except asyncio.CancelledError:
@@ -132,7 +128,7 @@ class Till:
     def opening_grant(self, want: Want) -> Grant:
         """The first grant of a channel that is opened: it rides on the opening itself."""
         self.channel = replace(self.channel, status=advance(self.channel.status, ChannelStatus.SENT))
-        return self._grant(want)
+        return self.grant(want)
 
     def resend(self, grant: Grant, want: Want) -> Grant:
         """Repairs a and b: the same hold with the current voucher. No new money. Raises `LocalRefusal`."""
@@ -145,21 +141,18 @@ class Till:
 
     def hold_back_for(self, request_id: str) -> None:
         """Raise nothing more until this request has its answer, unless another is being waited for already."""
-        if self._first is None:
-            self._first = request_id
+        self._queue.hold_back_for(request_id)
 
     def answer_came(self, request_id: str) -> None:
         """The server took this request's voucher; its body may go on for long."""
-        if self._first == request_id:
-            self._first = None
-            self._kick()
+        self._queue.answered(request_id)
 
     def heed(self, min_delta: int) -> None:
         """A challenge says how much each voucher must add to the last one."""
         if min_delta > self.channel.min_delta:
             self.channel = replace(self.channel, min_delta=min_delta)
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
         if self.fenced:
             raise ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
         if self.channel.status is not ChannelStatus.OPEN:
@@ -167,7 +160,7 @@ class Till:
                 "channel-not-open", f"channel {self.channel.channel_id} is {self.channel.status}"
             )
 
-    def _check_shared(self, want: Want) -> None:
+    def check_shared(self, want: Want) -> None:
         if self.exclusive != (want.facts.request_id if want.metered else None):
             raise ChannelUnusable("stream", f"channel {self.channel.channel_id} pays for a metered stream")
 
@@ -182,7 +175,7 @@ class Till:
         """The stream has ended, or never began: the channel is for everyone again."""
         if self.exclusive == request_id:
             self.exclusive = None
-            self._kick()
+            self._queue.kick()
 
     async def grow(self, hold: Hold, amount: int, want: Want) -> Grant:
         """A voucher for `amount` more on a stream's hold, out of what is free and a raise for the rest.
@@ -190,12 +183,12 @@ class Till:
         The raise is durable, and the ledger has the voucher's line, before the signature is handed out.
         Raises `LocalRefusal` (limits, deposit used up, fenced): then nothing was signed.
         """
-        self._check_usable()
+        self.check_usable()
         raised = max(0, amount - self.channel.free)
         if raised:
             raised = max(raised, self.channel.min_delta)
             if self.channel.authorised + raised > self.channel.ceiling:
-                raise self._refusal(NoRoom("the deposit is used up"), want)
+                raise deposit_used_up(self.channel, want)
             try:
                 await self.commit(
                     raised=raised, counters=want.caps.raise_moves(raised, utc_date(self._now()))
@@ -220,126 +213,13 @@ class Till:
         amount = self.channel.authorised
         return Grant(self, self.channel, self.channel.holds[hold.request_id], amount, self._sign(amount))
 
-    def _kick(self) -> None:
-        if self._pump is None and self._waiting and self._may_serve():
-            self._pump = background(self._run(), "bursar-till")
-
-    def _may_serve(self) -> bool:
-        if self._first is not None and self._first in self.channel.holds:
-            return False
-        return not (self.channel.equal_refused and self.channel.holds)
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting and self._may_serve():
-                take = 1 if self.channel.equal_refused else len(self._waiting)
-                group, self._waiting = self._waiting[:take], self._waiting[take:]
-                group = [(want, future) for want, future in group if not future.done()]
-                if group:
-                    await self._serve(group)
-        finally:
-            self._pump = None
-            self._kick()
-
-    async def _serve(self, group: list[tuple[Want, asyncio.Future[Grant]]]) -> None:
-        """Raise for the whole group in one commit; where that does not fit, for as many as do, in order."""
-        try:
-            self._check_usable()
-            for want, _ in group:
-                self._check_shared(want)
-            await self._raise_for([want for want, _ in group])
-        except (LimitExceeded, NoRoom) as error:
-            if len(group) > 1:
-                middle = len(group) // 2
-                await self._serve(group[:middle])
-                await self._serve(group[middle:])
-            else:
-                self._deny(group, self._refusal(error, group[0][0]))
-            return
-        except LocalRefusal as error:
-            self._deny(group, error)
-            return
-        except StoreError as error:
-            self._deny(group, LocalRefusal("store", str(error)))
-            return
-        except BaseException as error:
-            self._deny(
-                group, LocalRefusal("internal", f"{type(error).__name__} while paying; nothing was signed")
-            )
-            if not isinstance(error, Exception):
-                raise
-            log.exception("bursar: a payment failed inside")
-            return
-        for want, future in group:
-            if future.done():  # its client has gone
-                continue
-            # A request that was bumped or written off has had its raise; it holds like any other now.
-            want.bump = want.write_off = False
-            if self.channel.free < want.price:
-                self._waiting.append((want, future))
-                continue
-            try:
-                future.set_result(self._grant(want))
-            except LocalRefusal as error:
-                future.set_exception(error)
-            except Exception as error:
-                log.exception("bursar: a payment failed inside")
-                future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
-
-    async def _raise_for(self, wants: Sequence[Want]) -> None:
-        """Make what `wants` need durable, and charge each request's own limit with its share of it.
-
-        Raises `NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
-        """
-        if any(want.write_off for want in wants):
-            self.channel = account.write_off(self.channel, self.channel.free, self._now())
-        caps = wants[0].caps
-        sizes = raise_sizes(
-            self.channel,
-            [want.demand for want in wants],
-            others_in_flight=len(self.channel.holds),
-            ahead_limit=caps.authorise_ahead,
-        )
-        if sizes == (0,):
-            return
-        failure: LimitExceeded | NoRoom | LocalRefusal | None = None
-        for size in sizes:
-            shares = [share(self.channel, want.price, size) for want in wants]
-            if self.channel.authorised + size > self.channel.ceiling:
-                failure = NoRoom(f"the deposit of {self.channel.channel_id} is used up")
-                continue
-            if (failure := over_limit(wants, shares)) is not None:
-                continue
-            try:
-                await self.commit(raised=size, counters=caps.raise_moves(size, utc_date(self._now())))
-            except LimitExceeded as error:
-                failure = error
-                continue
-            for want, one in zip(wants, shares, strict=True):
-                want.tries.new_money += one
-            return
-        assert failure is not None
-        raise failure
-
-    def _refusal(self, error: LimitExceeded | NoRoom, want: Want) -> LocalRefusal:
-        token = want.caps.token
-        if isinstance(error, NoRoom):
-            return ChannelUnusable(
-                "deposit-used-up",
-                f"channel {self.channel.channel_id} has {token.show(self.channel.ceiling - self.channel.authorised)}"
-                f" left of its deposit, {want.facts.host} asks {token.show(want.price)}",
-            )
-        return limit_refusal(error, want.facts.host, token)
-
-    @staticmethod
-    def _deny(group: Sequence[tuple[Want, asyncio.Future[Grant]]], error: LocalRefusal) -> None:
-        for _, future in group:
-            if not future.done():
-                future.set_exception(error)
+    def write_off(self) -> None:
+        """What we thought free may have been charged; see `account.write_off`."""
+        self.channel = account.write_off(self.channel, self.channel.free, self._now())
 
     # -- signing
 
-    def _grant(self, want: Want) -> Grant:
+    def grant(self, want: Want) -> Grant:
         now = self._now()
         self.last_used = now
         before = self.channel
@@ -416,9 +296,8 @@ class Till:
             status=status,
             reason=reason,
         )
-        if self._first == hold.request_id:
-            self._first = None
-        self._kick()
+        self._queue.answered(hold.request_id)
+        self._queue.kick()
 
     # -- the record
 
@@ -443,7 +322,7 @@ class Till:
     ) -> None:
         async with self._write:
             if raised:
-                self._check_usable()
+                self.check_usable()
             # Endings while waiting for the lock are included; those from here on are in the ledger only.
             target = replace(self.channel, folded=self._audit.journal.mark, updated_at=self._now())
             if change is not None:
@@ -464,12 +343,10 @@ class Till:
                 self.channel = change(self.channel)
             self.channel = account.raise_authorised(self.channel, raised)
             if not self.usable:
-                self._deny(
-                    self._waiting,
-                    ChannelUnusable("channel-not-open", f"the channel is {self.channel.status}"),
+                self._queue.clear(
+                    ChannelUnusable("channel-not-open", f"the channel is {self.channel.status}")
                 )
-                self._waiting.clear()
-            self._kick()
+            self._queue.kick()
 
     async def release(self) -> bool:
         """Give an idle channel back, so that another process may take it. False if it is not idle after all."""
@@ -488,6 +365,6 @@ class Till:
         """Another process owns the channel: sign nothing more, fail whoever waits."""
         self.fenced = True
         self._signed = None
-        error = ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
-        self._deny(self._waiting, error)
-        self._waiting.clear()
+        self._queue.clear(
+            ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
+        )

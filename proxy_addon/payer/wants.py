@@ -13,6 +13,7 @@ from proxy_addon.core.policy import Caps
 from proxy_addon.core.repair import Tries
 from store.amounts import Token
 from store.channels import LimitExceeded
+from store.records import Channel
 
 _OF_OPENINGS: Final = ("opens/", "deposits/")
 
@@ -68,6 +69,16 @@ def over_max_price(want: Want, more: int) -> LocalRefusal:
         "over-max-price",
         f"{want.facts.host} made one request cost {caps.token.show(want.tries.new_money + more)}, over max_price"
         f" {caps.token.show(caps.per_request)} ({caps.rule})",
+    )
+
+
+def deposit_used_up(channel: Channel, want: Want) -> ChannelUnusable:
+    """The channel cannot pay this; a top-up, or another channel, may."""
+    show = want.caps.token.show
+    return ChannelUnusable(
+        "deposit-used-up",
+        f"channel {channel.channel_id} has {show(channel.ceiling - channel.authorised)}"
+        f" left of its deposit, {want.facts.host} asks {show(want.price)}",
     )
 
 

@@ -187,7 +187,7 @@ class TestStore:
             await till.commit()
         assert (till.fenced, till.usable) == (True, False)
         with pytest.raises(ChannelUnusable, match="went to another process"):
-            till._check_usable()
+            till.check_usable()
         with pytest.raises(ChannelUnusable, match="went to another process"):
             till.resend(attempt.grant, attempt.want)
         assert await till.release() is False
@@ -275,17 +275,17 @@ class TestClientLeaves:
 
     async def test_in_the_moment_of_its_grant(self, payer: Payer, shop: Shop) -> None:
         await warm(payer)
-        usual = payer.till._grant
+        usual = payer.till.grant
 
         def grant(want: Any, *arguments: Any) -> Any:
             asyncio.get_running_loop().call_soon(client.cancel)
             return usual(want, *arguments)
 
-        payer.till._grant = grant  # type: ignore[method-assign]
+        payer.till.grant = grant  # type: ignore[method-assign]
         client = asyncio.create_task(payer.get())
         with pytest.raises(asyncio.CancelledError):
             await client
-        payer.till._grant = usual  # type: ignore[method-assign]
+        payer.till.grant = usual  # type: ignore[method-assign]
         assert (payer.till.channel.held, payer.till.channel.free) == (0, P)
 
     async def test_after_its_credential_has_left(self, payer: Payer, shop: Shop) -> None:

@@ -1,0 +1,170 @@
+"""Those who wait for a channel's next commit: one raise for as many of them as fit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from proxy_addon.audit import Clock, utc_date
+from proxy_addon.core.dispatch import raise_sizes, share
+from proxy_addon.core.errors import LocalRefusal
+from proxy_addon.payer.tasks import background
+from proxy_addon.payer.wants import NoRoom, Want, deposit_used_up, limit_refusal, over_limit
+from store.channels import LimitExceeded
+from store.contract import StoreError
+
+if TYPE_CHECKING:
+    from proxy_addon.payer.till import Grant, Till
+
+log: Final = logging.getLogger("bursar")
+
+Waiter = tuple[Want, "asyncio.Future[Grant]"]
+
+
+class Queue:
+    """In order of arrival. Whoever is refused gets the reason; then nothing was signed for it."""
+
+    def __init__(self, till: Till, now: Clock) -> None:
+        self._till = till
+        self._now = now
+        self._waiting: list[Waiter] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._first: str | None = None  # the request that is served before anything is raised again
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or self._pump is not None
+
+    def join(self, want: Want) -> asyncio.Future[Grant]:
+        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self._waiting.append((want, future))
+        self.kick()
+        return future
+
+    def hold_back_for(self, request_id: str) -> None:
+        """Raise nothing more until this request has its answer, unless another is being waited for already."""
+        if self._first is None:
+            self._first = request_id
+
+    def answered(self, request_id: str) -> None:
+        """Whoever was held back for has its answer."""
+        if self._first == request_id:
+            self._first = None
+            self.kick()
+
+    def clear(self, error: LocalRefusal) -> None:
+        """The channel pays nobody any more."""
+        self.deny(self._waiting, error)
+        self._waiting.clear()
+
+    def kick(self) -> None:
+        if self._pump is None and self._waiting and self._may_serve():
+            self._pump = background(self._run(), "bursar-till")
+
+    def _may_serve(self) -> bool:
+        if self._first is not None and self._first in self._till.channel.holds:
+            return False
+        return not (self._till.channel.equal_refused and self._till.channel.holds)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting and self._may_serve():
+                take = 1 if self._till.channel.equal_refused else len(self._waiting)
+                group, self._waiting = self._waiting[:take], self._waiting[take:]
+                group = [(want, future) for want, future in group if not future.done()]
+                if group:
+                    await self._serve(group)
+        finally:
+            self._pump = None
+            self.kick()
+
+    async def _serve(self, group: list[tuple[Want, asyncio.Future[Grant]]]) -> None:
+        """Raise for the whole group in one commit; where that does not fit, for as many as do, in order."""
+        try:
+            self._till.check_usable()
+            for want, _ in group:
+                self._till.check_shared(want)
+            await self._raise_for([want for want, _ in group])
+        except (LimitExceeded, NoRoom) as error:
+            if len(group) > 1:
+                middle = len(group) // 2
+                await self._serve(group[:middle])
+                await self._serve(group[middle:])
+            else:
+                want = group[0][0]
+                if isinstance(error, NoRoom):
+                    self.deny(group, deposit_used_up(self._till.channel, want))
+                else:
+                    self.deny(group, limit_refusal(error, want.facts.host, want.caps.token))
+            return
+        except LocalRefusal as error:
+            self.deny(group, error)
+            return
+        except StoreError as error:
+            self.deny(group, LocalRefusal("store", str(error)))
+            return
+        except BaseException as error:
+            told = f"{type(error).__name__} while paying; nothing was signed"
+            self.deny(group, LocalRefusal("internal", told))
+            if not isinstance(error, Exception):
+                raise
+            log.exception("bursar: a payment failed inside")
+            return
+        for want, future in group:
+            if future.done():  # its client has gone
+                continue
+            # A request that was bumped or written off has had its raise; it holds like any other now.
+            want.bump = want.write_off = False
+            if self._till.channel.free < want.price:
+                self._waiting.append((want, future))
+                continue
+            try:
+                future.set_result(self._till.grant(want))
+            except LocalRefusal as error:
+                future.set_exception(error)
+            except Exception as error:
+                log.exception("bursar: a payment failed inside")
+                future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
+
+    async def _raise_for(self, wants: Sequence[Want]) -> None:
+        """Make what `wants` need durable, and charge each request's own limit with its share of it.
+
+        Raises `NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
+        """
+        if any(want.write_off for want in wants):
+            self._till.write_off()
+        caps = wants[0].caps
+        sizes = raise_sizes(
+            self._till.channel,
+            [want.demand for want in wants],
+            others_in_flight=len(self._till.channel.holds),
+            ahead_limit=caps.authorise_ahead,
+        )
+        if sizes == (0,):
+            return
+        failure: LimitExceeded | NoRoom | LocalRefusal | None = None
+        for size in sizes:
+            shares = [share(self._till.channel, want.price, size) for want in wants]
+            if self._till.channel.authorised + size > self._till.channel.ceiling:
+                failure = NoRoom(f"the deposit of {self._till.channel.channel_id} is used up")
+                continue
+            if (failure := over_limit(wants, shares)) is not None:
+                continue
+            try:
+                await self._till.commit(raised=size, counters=caps.raise_moves(size, utc_date(self._now())))
+            except LimitExceeded as error:
+                failure = error
+                continue
+            for want, one in zip(wants, shares, strict=True):
+                want.tries.new_money += one
+            return
+        assert failure is not None
+        raise failure
+
+    @staticmethod
+    def deny(group: Sequence[tuple[Want, asyncio.Future[Grant]]], error: LocalRefusal) -> None:
+        for _, future in group:
+            if not future.done():
+                future.set_exception(error)
