@@ -1,10 +1,16 @@
-"""Hypothesis profiles: ``HYPOTHESIS_PROFILE=nightly pytest tests/properties`` searches for hours instead of seconds."""
+"""For every test. ``HYPOTHESIS_PROFILE=nightly pytest tests/properties`` searches for hours instead of seconds."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and that is inherited:
+# the programs that these tests interrupt would never hear of it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _COMMON = settings(deadline=None, suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much))
 
