@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test test-python test-matrix lint format soak devnet coverage clean node
+.PHONY: help demo test clients test-python test-matrix lint format soak devnet coverage clean node
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand,
 coverage: node $(VENV)/test.stamp ## branch coverage of the pure rooms and the store
 	$(BIN)/coverage run -m pytest tests/unit tests/properties tests/contract tests/vectors $(PYTEST_ARGS)
 	$(BIN)/coverage report --include='store/*,proxy_addon/core/*'
+
+clients: node $(VENV)/test.stamp ## every client of the matrix, the slow ones too; writes docs/clients.md
+	BURSAR_CLIENTS=all $(BIN)/python -m pytest -ra tests/clients $(PYTEST_ARGS)
 
 clean: ## remove what was made
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/peers/node_modules tests/peers/.build

@@ -30,6 +30,7 @@ BUNDLES: Final = (
     "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
     "NIX_SSL_CERT_FILE",
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+    "PERL_LWP_SSL_CA_FILE",
 )
 
 
@@ -41,13 +42,20 @@ class Trust:
     java_store: Path
     java_password: str
     node_preload: Path
+    wgetrc: Path
 
 
 def behind(
     environ: Mapping[str, str], url: str, trust: Trust, *, without: Iterable[str] = ()
 ) -> dict[str, str]:
     """`environ` for a command that reaches the world through the proxy at `url`, `without` the wallet's secrets."""
-    result = {name: value for name, value in environ.items() if name not in frozenset(without)}
+    kept = {name: value for name, value in environ.items() if name not in frozenset(without)}
+    return kept | additions(environ, url, trust)
+
+
+def additions(environ: Mapping[str, str], url: str, trust: Trust) -> dict[str, str]:
+    """The variables that `behind` sets, over what `environ` has of them. Made twice they are what they were."""
+    result = {}
     for name in PROXIES:
         result[name] = result[name.upper()] = url
     exempt = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
@@ -56,6 +64,8 @@ def behind(
             result[name] = exempt
     for name in BUNDLES:
         result[name] = str(trust.bundle)
+    result["SYSTEM_WGETRC"] = str(trust.wgetrc)  # wget with GnuTLS knows no variable for certificates
+    result["PERL_LWP_ENV_PROXY"] = "1"  # libwww-perl looks at proxy variables only if it is told to
     result["NODE_USE_ENV_PROXY"] = "1"  # Node 24 and later; the preload serves those before
     result["NODE_OPTIONS"] = _joined(
         environ.get("NODE_OPTIONS"), f"--require={_node_quoted(trust.node_preload)}"
@@ -70,8 +80,11 @@ def replaced(environ: Mapping[str, str]) -> list[str]:
     return [name for name in names if environ.get(name)]
 
 
-def _joined(*parts: str | None) -> str:
-    return " ".join(part for part in parts if part)
+def _joined(before: str | None, *parts: str) -> str:
+    """The user's own options, and then ours, less those that are in there already."""
+    present = f" {before or ''} "
+    ours = [part for part in parts if f" {part} " not in present]
+    return " ".join(part for part in (before, *ours) if part)
 
 
 def _node_quoted(path: Path) -> str:

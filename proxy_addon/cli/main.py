@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "init": "Make a wallet, a config and a certificate authority.",
     "run": "Run the proxy that pays.",
     "exec": "Run one command behind a proxy of its own, and say what it paid.",
+    "env": "Print the variables that send a shell, a container or a service through the proxy.",
     "demo": "See it work: a paid API, a simulated chain, an unmodified client.",
     "channels": "List, show and close payment channels.",
     "ledger": "What was paid, to whom, for what.",

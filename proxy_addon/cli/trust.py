@@ -1,4 +1,4 @@
-"""The files that make clients use and trust the proxy: a bundle, Java's own kind of one, a preload for Node."""
+"""The files that make clients use and trust the proxy: a bundle, in Java's and wget's forms too, a preload for Node."""
 
 from __future__ import annotations
 
@@ -30,7 +30,27 @@ def prepare(directory: Path, environ: Mapping[str, str]) -> Trust:
     preload = directory / f"node-{hashlib.sha256(SOURCE.encode()).hexdigest()[:16]}.cjs"
     if not preload.exists():
         write_whole(preload, SOURCE.encode())
-    return Trust(bundle=pem, java_store=java, java_password=JAVA_PASSWORD, node_preload=preload)
+    return Trust(
+        bundle=pem,
+        java_store=java,
+        java_password=JAVA_PASSWORD,
+        node_preload=preload,
+        wgetrc=_wgetrc(directory, pem, environ),
+    )
+
+
+def _wgetrc(directory: Path, pem: Path, environ: Mapping[str, str]) -> Path:
+    """The machine's own settings of wget, with our bundle. The user's file is read after it, as ever."""
+    try:
+        lines = Path(environ.get("SYSTEM_WGETRC") or "/etc/wgetrc").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    kept = [line for line in lines if not line.replace("-", "").replace("_", "").strip().startswith("cacert")]
+    text = "\n".join([*kept, f"ca_certificate = {pem}", ""])
+    path = directory / f"wgetrc-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not path.exists():
+        write_whole(path, text.encode())
+    return path
 
 
 def java_store(der: Iterable[bytes]) -> bytes:

@@ -13,8 +13,10 @@
 
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import http from 'node:http'
 import https from 'node:https'
+import path from 'node:path'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout } from 'node:timers/promises'
@@ -41,6 +43,7 @@ const { values: options } = parseArgs({
     'expires-seconds': { type: 'string', default: '300' },
     'channel-state-ttl-ms': { type: 'string', default: '5000' },
     realm: { type: 'string' }, // default: the host name of the request, as mppx has it
+    files: { type: 'string' }, // a folder that is sold, file by file, below /files/
     'tls-key': { type: 'string' },
     'tls-cert': { type: 'string' },
     'http-port': { type: 'string', default: '0' },
@@ -327,6 +330,25 @@ const routes = {
     ),
 }
 
+const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.svg': 'image/svg+xml' }
+
+/** Each file costs what a request costs; one that is not there costs nothing. */
+async function sellFile(request, query) {
+  const root = path.resolve(options.files)
+  const wanted = path.resolve(root, decodeURIComponent(new URL(request.url).pathname).replace('/files/', ''))
+  const content = wanted.startsWith(root + path.sep) ? await readFile(wanted).catch(() => undefined) : undefined
+  if (content === undefined) return new Response('not found\n', { status: 404 })
+  return sell(sellers.plain.session, sessionTerms(query), request, () => {
+    const type = TYPES[path.extname(wanted)] ?? 'application/octet-stream'
+    return new Response(content, { headers: { 'content-type': type } })
+  })
+}
+
+function handlerOf(pathname) {
+  if (options.files && pathname.startsWith('/files/')) return ['/files/', sellFile]
+  return routes[pathname] ? [pathname, routes[pathname]] : ['(unknown)', undefined]
+}
+
 // ------------------------------------------------------------------ counting
 
 const ACTIONS = ['open', 'voucher', 'topUp', 'close']
@@ -416,11 +438,11 @@ async function serve(incoming, outgoing) {
   try {
     const request = MppxRequest.fromNodeListener(incoming, outgoing)
     const url = new URL(request.url)
-    const route = routes[url.pathname] ? url.pathname : '(unknown)'
+    const [route, handler] = handlerOf(url.pathname)
     const counted = countRequest(route, request)
     entry = counted.entry
-    const response = routes[url.pathname]
-      ? await routes[url.pathname](request, url.searchParams)
+    const response = handler
+      ? await handler(request, url.searchParams)
       : new Response('not found\n', { status: 404 })
     entry.status = response.status
     counted.counter.statuses[response.status] = (counted.counter.statuses[response.status] ?? 0) + 1

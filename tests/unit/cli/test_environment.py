@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy_addon.cli.ca import bundle, certificates
+from proxy_addon.cli.ca import CERTIFICATE, bundle, certificates
 from proxy_addon.cli.environment import BUNDLES, PROXIES, Trust, behind, replaced
-from proxy_addon.cli.trust import java_store
+from proxy_addon.cli.trust import java_store, prepare
 
 URL = "http://127.0.0.1:41234"
-TRUST = Trust(Path("/h/bundle.pem"), Path("/h/bundle.jks"), "changeit", Path('/my "home"/node.cjs'))
+TRUST = Trust(
+    Path("/h/bundle.pem"),
+    Path("/h/bundle.jks"),
+    "changeit",
+    Path('/my "home"/node.cjs'),
+    Path("/h/wgetrc"),
+)
 PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----"
 
 
@@ -23,6 +29,15 @@ def test_every_variable_is_set_over_what_was_inherited() -> None:
     assert "old" not in result.values()
     assert result["PATH"] == "/bin"
     assert {result[name.upper()] for name in PROXIES} == {URL}
+
+
+def test_the_machines_settings_of_wget_are_kept(tmp_path: Path) -> None:
+    theirs = tmp_path / "etc"
+    theirs.write_text("tries = 3\nca_certificate = /old\nca-cert=/older\n")
+    (tmp_path / CERTIFICATE).write_text(PEM.format("AAAA"))
+    files = prepare(tmp_path, {"SYSTEM_WGETRC": str(theirs)})
+    assert files.wgetrc.read_text() == f"tries = 3\nca_certificate = {files.bundle}\n"
+    assert prepare(tmp_path, {"SYSTEM_WGETRC": str(files.wgetrc)}) == files
 
 
 def test_secrets_do_not_reach_the_command() -> None:
