@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "run": "Run the proxy that pays.",
     "exec": "Run one command behind a proxy of its own, and say what it paid.",
     "env": "Print the variables that send a shell, a container or a service through the proxy.",
+    "inspect": "Say what a URL asks for and what would be done about it, without paying.",
     "demo": "See it work: a paid API, a simulated chain, an unmodified client.",
     "channels": "List, show and close payment channels.",
     "ledger": "What was paid, to whom, for what.",

@@ -217,6 +217,8 @@ CHAIN = "chains/eip155:4217"
         ("policy/hosts/0/allow_https", True, r"policy\.hosts\[0\]\.allow_https: Extra inputs"),
         ("chains/tempo", {"rpc": ["http://x"]}, r"chains\.tempo.*: expected a chain such as"),
         (f"{CHAIN}/rpc", [], r"chains\.eip155:4217\.rpc: "),
+        (f"{CHAIN}/rpc", ["ftp://x"], r"chains\.eip155:4217\.rpc\[0\]: expected an endpoint such as"),
+        (f"{CHAIN}/rpc", ["http://x:99999/key"], r"\.rpc\[0\]: expected an endpoint(?!.*key)"),
         (f"{CHAIN}/rpc", None, r"chains\.eip155:4217\.rpc: Field required"),
         (f"{CHAIN}/extra_escrows", ["x"], r"chains\.eip155:4217\.extra_escrows\[0\]: expected an address"),
         (f"{CHAIN}/timeout_s", 0, r"chains\.eip155:4217\.timeout_s: "),
