@@ -12,6 +12,7 @@ from proxy_addon.cli.failure import debugging, failure_of
 # name -> what `bursar --help` says of it; the module of that name holds a click command called `command`.
 _COMMANDS: Final = {
     "init": "Make a wallet, a config and a certificate authority.",
+    "faucet": "Get test money from the test network.",
     "doctor": "Check that everything is there that paying needs.",
     "run": "Run the proxy that pays.",
     "exec": "Run one command behind a proxy of its own, and say what it paid.",

@@ -9,7 +9,8 @@ channel precompile. `contracts/TempoChannelReserve.sol` is put there, and the sh
    anvil ignores, through `eth_simulateV1`;
 4. it drops the second parameter of `eth_sendRawTransactionSync`, which anvil refuses;
 5. it refuses a raw transaction that the chain already has, as Tempo's pool does; anvil takes it again and says
-   nothing.
+   nothing;
+6. it has the test network's faucet, `tempo_fundAddress`.
 
 Tests get a `devnet_*` namespace on top, over which a running chain can be made to fail:
 
@@ -63,6 +64,9 @@ RESERVE_ADDRESS = "0x4d50500000000000000000000000000000000000"
 V1_ESCROW_ADDRESS = "0xe1c4d3dce17bc111181ddf716f75bae49e61a336"
 #: TIP-20 pathUSD, 6 decimals: also what transaction fees are paid in.
 PATH_USD = "0x20c0000000000000000000000000000000000000"
+#: A development account that gives money away, and how much of it (base units) the faucet gives.
+BANK = "0xa0Ee7A142d267C1f36714E4a8F75612F20a79720"
+FAUCET_AMOUNT = 1_000_000_000
 
 _DESCRIPTOR_ABI = "(address,address,address,address,bytes32,address,bytes32)"
 _SELECTOR_OPEN = keccak(text="open(address,address,address,uint96,bytes32,address)")[:4]
@@ -459,6 +463,8 @@ class Shim:
         first = params[0] if params else None
         if method in ("eth_sendRawTransaction", "eth_sendRawTransactionSync"):
             return self._send_raw({**message, "params": params[:1]})
+        if method == "tempo_fundAddress":
+            return self._fund(message.get("id"), str(first))
         if method in ("eth_call", "eth_estimateGas", "eth_fillTransaction") and isinstance(first, dict):
             is_tempo = first.get("type") == "0x76" and first.get("to")
             if first.get("calls") or is_tempo:
@@ -468,6 +474,14 @@ class Shim:
             self._sent.clear()
             self._reserve.install()
         return answer
+
+    def _fund(self, identity: Any, address: str) -> Json:
+        """The test network's faucet, which anvil does not have: one stablecoin, from a development account."""
+        data = "0xa9059cbb" + address.removeprefix("0x").lower().rjust(64, "0") + f"{FAUCET_AMOUNT:064x}"
+        request = {"from": BANK, "to": PATH_USD, "data": data}
+        message = {"jsonrpc": "2.0", "id": identity, "method": "eth_sendTransaction", "params": [request]}
+        answer: Json = self._upstream.post(message)
+        return answer if "error" in answer else self._result(identity, [answer["result"]])
 
     def _send_raw(self, message: Json) -> Json:
         raw = bytes.fromhex(message["params"][0][2:])

@@ -48,7 +48,7 @@ from cryptography.x509.oid import NameOID
 from eth_abi.abi import encode as abi_encode
 from eth_keys.datatypes import PrivateKey
 
-from .chain import PATH_USD, RESERVE_ADDRESS, V1_ESCROW_ADDRESS, RpcClient
+from .chain import BANK, PATH_USD, RESERVE_ADDRESS, V1_ESCROW_ADDRESS, RpcClient
 
 PEERS = Path(__file__).resolve().parent
 OLDEST_NODE = 20
@@ -78,7 +78,6 @@ OTHER_PAYER = Account(
     "0x90F79bf6EB2c4f870365E785982E1f101E93b906",
     "0x7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6",
 )
-_BANK = "0xa0Ee7A142d267C1f36714E4a8F75612F20a79720"
 
 #: Tempo's fee manager: fees are TIP-20 transfers to it.
 _FEE_MANAGER = "0xfeec000000000000000000000000000000000000"
@@ -463,7 +462,7 @@ class Devnet:
     def fund(self, address: str, amount: int, token: str | None = None) -> None:
         """Transfers `amount` base units to an address, from a development account."""
         data = "0x" + _SELECTOR_TRANSFER + abi_encode(["address", "uint256"], [address, amount]).hex()
-        request = {"from": _BANK, "to": token or self.token, "data": data}
+        request = {"from": BANK, "to": token or self.token, "data": data}
         receipt = self.receipt(self.rpc("eth_sendTransaction", request))
         if receipt["status"] != "0x1":
             raise DevnetError(f"funding {address} with {amount} failed: {receipt}")

@@ -61,7 +61,7 @@ def test_version(runner: CliRunner) -> None:
 def test_an_unknown_command_is_wrong_usage(runner: CliRunner) -> None:
     done = runner.invoke(main.bursar, ["pay"])
     assert done.exit_code == 2
-    assert "no command 'pay'; there are init, doctor, run" in done.stderr
+    assert "no command 'pay'; there are init, faucet, doctor" in done.stderr
 
 
 @pytest.mark.parametrize(
