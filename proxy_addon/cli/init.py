@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from proxy_addon.cli.ca import ensure_ca, private_directory
 from proxy_addon.cli.failure import ExitCode, Failure
@@ -15,6 +16,7 @@ from proxy_addon.cli.home import Home, default_home, json_option
 from proxy_addon.cli.output import echo_json
 from proxy_addon.cli.template import NETWORKS, Limits, Network, WalletChoice, render
 from proxy_addon.cli.wallet import address_in_env, adopt_key, create_key, read_key, write_new
+from store.amounts import parse_units
 
 
 @click.command(name="init")
@@ -70,10 +72,10 @@ def command(
     if sum((import_key is not None, key_env is not None, existing_key)) > 1:
         raise click.UsageError("--import-key, --key-env and --existing-key exclude each other")
     home = Home(directory.expanduser().absolute())
-    chosen = NETWORKS[network]
     ask = not non_interactive and not as_json and sys.stdin.isatty()
-    if ask and not hosts:
-        hosts = _ask_hosts()
+    if ask:
+        network, hosts, max_price, max_per_day = _ask(network, hosts, max_price, max_per_day)
+    chosen = NETWORKS[network]
     limits = Limits(max_price, max_per_day, max_deposit)
 
     def config_text(wallet: WalletChoice) -> str:
@@ -116,9 +118,43 @@ def command(
         click.echo("\n".join(_told(home, chosen, wallet, address, hosts, certificate)))
 
 
-def _ask_hosts() -> tuple[str, ...]:
-    answer: str = click.prompt("Hosts that may be paid (empty: none for now)", default="", show_default=False)
-    return tuple(answer.replace(",", " ").split())
+def _ask(
+    network: str, hosts: tuple[str, ...], max_price: str, max_per_day: str
+) -> tuple[str, tuple[str, ...], str, str]:
+    """On a terminal: what no flag has said. Each question says what its answer decides."""
+    open_questions = {
+        name
+        for name in ("network", "hosts", "max_price", "max_per_day")
+        if click.get_current_context().get_parameter_source(name) is ParameterSource.DEFAULT
+    }
+    if "network" in open_questions:
+        click.echo("Which network? On moderato, a test network, money is free; on tempo it is real.")
+        network = click.prompt("Network", type=click.Choice(list(NETWORKS)), default=network)
+    if "hosts" in open_questions:
+        click.echo("\nWho may be paid? Hosts such as api.example.com; whoever is not named gets nothing.")
+        answer: str = click.prompt("Hosts (empty: none for now)", default="", show_default=False)
+        hosts = tuple(answer.replace(",", " ").split())
+    if hosts and "max_price" in open_questions:
+        click.echo(
+            "\nThe most that one request may cost. A dearer one is not paid: its 402 reaches the client."
+        )
+        max_price = _ask_amount("Per request", max_price)
+    if hosts and "max_per_day" in open_questions:
+        click.echo("\nThe most that each host gets in a day (UTC). The config has limits in total, too.")
+        max_per_day = _ask_amount("Per host and day", max_per_day)
+    return network, hosts, max_price, max_per_day
+
+
+def _ask_amount(question: str, default: str) -> str:
+    def amount(text: str) -> str:
+        try:
+            parse_units(text, 6, "this")
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        return text
+
+    answer: str = click.prompt(question, default=default, value_proc=amount)
+    return answer
 
 
 def _refuse_to_overwrite(home: Home, *, new_key: bool) -> None:

@@ -122,19 +122,23 @@ def _new_password(home: Home, *, ask: bool) -> tuple[str, WalletChoice]:
     by_env = WalletChoice(keystore=home.keystore, password_env=PASSWORD_ENV)
     if given := os.environ.get(PASSWORD_ENV):
         return given, by_env
-    if ask:
-        typed: str = click.prompt(
-            "Password for the key file (empty: a random one, kept beside it)",
-            hide_input=True,
-            default="",
-            show_default=False,
-            confirmation_prompt=True,
-        )
-        if typed:
-            return typed, by_env
+    if ask and (typed := _ask_password()):
+        return typed, by_env
     password = secrets.token_urlsafe(24)
     write_new(home.password, password + "\n")
     return password, WalletChoice(keystore=home.keystore, password_file=home.password)
+
+
+def _ask_password() -> str:
+    """A password typed twice alike; "" for none, which is not asked for again."""
+    while True:
+        question = "Password for the key file (empty: a random one, kept beside it)"
+        typed: str = click.prompt(question, hide_input=True, default="", show_default=False)
+        if not typed or typed == click.prompt(
+            "The same again", hide_input=True, default="", show_default=False
+        ):
+            return typed
+        click.echo("These were not the same: once more.")
 
 
 def write_new(path: Path, text: str) -> None:

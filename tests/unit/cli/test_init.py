@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import stat
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from proxy_addon.cli.template import NETWORKS, Limits, WalletChoice, render
 from proxy_addon.config import Settings, load, parse
 from proxy_addon.core.policy import SpendPolicy
 from proxy_addon.keystore import password_from_env, password_from_file, signer_from_keystore
-from tests.unit.cli.conftest import KEY, KEY_ENV
+from tests.unit.cli.conftest import KEY, KEY_ENV, ROOT, clean_environ, command_line
 from tests.unit.methods import samples
 
 
@@ -164,9 +167,58 @@ def test_the_config_says_every_key(network: str, hosts: tuple[str, ...]) -> None
 def _tables(model: type[Settings]) -> list[set[str]]:
     schema = model.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
-    leaves = {"hosts", "chains", "wallet", "store", "proxy", "policy", "mode"}
+    leaves = {"hosts", "chains", "wallet", "store", "proxy", "egress", "policy", "watchdog", "mode"}
     return [set(table["properties"]) - (leaves if table is schema else {"hosts"}) for table in tables]
 
 
 def _sets(line: str, key: str) -> bool:
     return line.removeprefix("# ").startswith(f"{key} = ") or line.startswith(f'{key} = "')
+
+
+def on_a_terminal(arguments: list[str], answers: list[tuple[bytes, bytes]]) -> str:
+    """The command on a terminal of its own: each question is waited for, and then answered."""
+    ours, its = pty.openpty()
+    with subprocess.Popen(
+        command_line(*arguments),
+        env=clean_environ(PYTHONPATH=str(ROOT), TERM="dumb"),
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+    ) as process:
+        os.close(its)
+        told = b""
+        for question, answer in answers:
+            while question not in told:
+                told += os.read(ours, 4096)
+            told = told.rpartition(question)[2]
+            os.write(ours, answer + b"\n")
+        with contextlib.suppress(OSError):  # Linux says so at the end of a terminal
+            while chunk := os.read(ours, 4096):
+                told += chunk
+        os.close(ours)
+        assert process.wait(60) == 0, told.decode()
+    return told.decode()
+
+
+def test_on_a_terminal_each_question_says_what_its_answer_decides(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    told = on_a_terminal(
+        ["init", "--home", str(home), "--max-per-day", "0.70"],
+        [
+            (b"Network (tempo, moderato) [tempo]: ", b"moderato"),
+            (b"Hosts (empty: none for now): ", b"api.example.com, *.example.org"),
+            (b"Per request [0.10]: ", b"lots"),
+            (b"Per request [0.10]: ", b"0.03"),
+            (b"random one, kept beside it): ", b"one"),
+            (b"The same again: ", b"another"),
+            (b"random one, kept beside it): ", b""),
+        ],
+    )
+    assert "Tempo Moderato" in told
+    settings = load(home / "config.toml")
+    assert [(one.host, one.max_price, one.max_per_day) for one in settings.policy.hosts] == [
+        ("api.example.com", "0.03", "0.70"),
+        ("*.example.org", "0.03", "0.70"),
+    ]
+    assert list(settings.chains) == ["eip155:42431"]
