@@ -1,4 +1,4 @@
-"""Where the payer's key comes from: an encrypted keystore file, or an environment variable.
+"""Keys at rest: an encrypted keystore file, an environment variable, or text from elsewhere.
 
 A keystore is the JSON file that Ethereum wallets write (Web3 Secret Storage, version 3). It must be readable by
 its owner only, in a directory that only its owner can enter.
@@ -9,23 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from proxy_addon.core.errors import BursarError
-from proxy_addon.signer import KeyRejected, Signer
+from proxy_addon.private_file import check_directory, read_private
+from proxy_addon.signer import KeyRejected, Signer, parse_key
 
 if TYPE_CHECKING:
     from eth_account import Account
 
 PasswordSource = Callable[[], str]
-
-_SIZE_LIMIT: Final = 65_536
 
 
 class KeystoreError(BursarError):
@@ -37,22 +35,46 @@ def signer_from_env(name: str, environ: Mapping[str, str] = os.environ) -> Signe
 
     Other processes of the same user can read it there: a keystore file is better for more than pocket money.
     """
+    return Signer(key_from_env(name, environ))
+
+
+def key_from_env(name: str, environ: Mapping[str, str] = os.environ) -> bytes:
+    """The 32 bytes of a hex key in the environment variable `name`. Raises `KeystoreError`."""
     value = environ.get(name)
     if not value:
         raise KeystoreError(
             f"the environment variable {name} is not set: it should hold the private key in hex"
         )
     try:
-        return Signer.from_hex(value)
+        return _checked(parse_key(value))
     except KeyRejected as error:
         raise KeystoreError(f"the environment variable {name}: {error}") from None
 
 
+def key_from(source: PasswordSource) -> bytes:
+    """The 32 bytes of a hex key, from wherever `source` has it. Raises `KeystoreError`, and what `source` raises."""
+    try:
+        return _checked(parse_key(source()))
+    except KeyRejected as error:
+        raise KeystoreError(f"[wallet].private_key_from: {error}") from None
+
+
+def _checked(key: bytes) -> bytes:
+    Signer(key)
+    return key
+
+
 def signer_from_keystore(path: Path, password: PasswordSource) -> Signer:
     """From an encrypted keystore. Raises `KeystoreError`; asks for the password only if the file is in order."""
+    return Signer(key_from_keystore(path, password))
+
+
+def key_from_keystore(path: Path, password: PasswordSource) -> bytes:
+    """The 32 bytes of an encrypted keystore's key. Raises `KeystoreError`, and what `password` raises."""
     document = _read_document(path)
+    word = password()
     try:
-        return Signer(bytes(_eth_account().decrypt(document, password())))
+        return _checked(bytes(_eth_account().decrypt(document, word)))
     except KeystoreError:
         raise
     except Exception as error:  # ValueError for a bad MAC, KeyError and TypeError for an odd document
@@ -74,23 +96,57 @@ def create_keystore(path: Path, password: str, key: bytes | None = None) -> Sign
     Promises never to overwrite: the file appears complete or not at all, also across a crash, and an existing one
     stays as it is. Its directory is created 0700 if it is missing. Raises `KeystoreError`.
     """
-    if not password:
-        raise KeystoreError("an empty password protects nothing: choose another")
-    secret = _random_key() if key is None else key
-    try:
-        signer = Signer(secret)
-    except KeyRejected as error:
-        raise KeystoreError(str(error)) from None
-    document = orjson.dumps(_eth_account().encrypt(secret, password))
+    signer, document = _encrypted(password, _random_key() if key is None else key)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_directory(path.parent)
+        check_directory(path.parent, KeystoreError)
         _write_new(path, document)
     except FileExistsError:
         raise KeystoreError(f"{path} exists: a key is never overwritten; choose another name") from None
     except OSError as error:
         raise KeystoreError(f"{path} cannot be written: {error.strerror}") from None
     return signer
+
+
+def replace_keystore(path: Path, password: str, key: bytes) -> Signer:
+    """The same key under a new password. After a crash the file is the old one or the new one, whole.
+
+    `key` is what the file held. Raises `KeystoreError`; then the old file is as it was.
+    """
+    signer, document = _encrypted(password, key)
+    try:
+        with _complete(path, document) as temporary:
+            temporary.replace(path)
+    except OSError as error:
+        raise KeystoreError(f"{path} cannot be written: {error.strerror}") from None
+    return signer
+
+
+def rotate_keystore(path: Path, kept: Path, password: str) -> Signer:
+    """A new random key at `path`; the old file stays, as `kept`. Raises `KeystoreError`; then nothing has changed.
+
+    After a crash the old key is at `path`, at `kept` or at both, and a file at `path` is always whole.
+    """
+    signer, document = _encrypted(password, _random_key())
+    try:
+        os.link(path, kept)
+        with _complete(path, document) as temporary:
+            temporary.replace(path)
+    except FileExistsError:
+        raise KeystoreError(f"{kept} exists: a key is never overwritten; move it away") from None
+    except OSError as error:
+        raise KeystoreError(f"{path} cannot be written: {error.strerror}") from None
+    return signer
+
+
+def _encrypted(password: str, key: bytes) -> tuple[Signer, bytes]:
+    if not password:
+        raise KeystoreError("an empty password protects nothing: choose another")
+    try:
+        signer = Signer(key)
+    except KeyRejected as error:
+        raise KeystoreError(str(error)) from None
+    return signer, orjson.dumps(_eth_account().encrypt(key, password))
 
 
 def password_from_env(name: str, environ: Mapping[str, str] = os.environ) -> PasswordSource:
@@ -109,7 +165,7 @@ def password_from_file(path: Path) -> PasswordSource:
     """Reads the first line of `path`, which must be as private as the keystore, when it is needed."""
 
     def read() -> str:
-        lines = _read_private(path).decode("utf-8", "replace").splitlines()
+        lines = read_private(path, KeystoreError).decode("utf-8", "replace").splitlines()
         if not lines or not lines[0]:
             raise KeystoreError(f"{path} is empty: its first line should be the password")
         return lines[0]
@@ -141,7 +197,7 @@ def _random_key() -> bytes:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = orjson.loads(_read_private(path))
+        document = orjson.loads(read_private(path, KeystoreError))
     except ValueError:
         document = None
     if not isinstance(document, dict):
@@ -149,46 +205,15 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read_private(path: Path) -> bytes:
-    """The file's bytes, after checking the very file that was opened. Raises `KeystoreError`."""
-    if not os.path.lexists(path):
-        raise KeystoreError(
-            f"there is no file {path}: name the right one in the config; bursar init makes one"
-        )
-    _check_directory(path.parent)
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise KeystoreError(f"{path} is not a file")
-            _check_private(path, status, "600")
-            data = file.read(_SIZE_LIMIT + 1)
-    except OSError as error:
-        raise KeystoreError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > _SIZE_LIMIT:
-        raise KeystoreError(f"{path} has more than {_SIZE_LIMIT} bytes: not one of ours")
-    return data
-
-
-def _check_directory(path: Path) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise KeystoreError(f"{path} cannot be read: {error.strerror}") from None
-    _check_private(path, status, "700")
-
-
-def _check_private(path: Path, status: os.stat_result, mode: str) -> None:
-    if status.st_mode & 0o077:
-        raise KeystoreError(
-            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):o}): chmod {mode} {path}"
-        )
-    if status.st_uid not in (os.geteuid(), 0):
-        raise KeystoreError(f"{path} belongs to another user: chown it to the one who runs the proxy")
-
-
 def _write_new(path: Path, data: bytes) -> None:
     """A hard link from a synced temporary file: never half a file, never over another one."""
+    with _complete(path, data) as temporary:
+        os.link(temporary, path)
+
+
+@contextlib.contextmanager
+def _complete(path: Path, data: bytes) -> Iterator[Path]:
+    """A synced file beside `path`, for a step that makes it `path`; in the end that step is synced, too."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -196,9 +221,9 @@ def _write_new(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)
+        yield temporary
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

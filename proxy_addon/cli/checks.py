@@ -104,8 +104,8 @@ def _nonzero(amount: str) -> bool:
 
 def modes(settings: Settings, home: Home) -> Iterator[Finding]:
     """Keys, passwords, the store and the authority's key are their owner's alone."""
-    wallet = settings.wallet
-    files = [wallet.keystore, wallet.password_file, home.ca / "mitmproxy-ca.pem"]
+    files = [one for source in settings.wallet.sources for one in (source.keystore, source.password_file)]
+    files.append(home.ca / "mitmproxy-ca.pem")
     directories = [settings.store.directory, home.ca, *(one.parent for one in files if one is not None)]
     open_to_others = []
     for path, most in [
@@ -196,7 +196,7 @@ def key(settings: Settings) -> tuple[Finding, Signer | None]:
     from proxy_addon.cli.wallet import missing_password
     from proxy_addon.config import ConfigError
     from proxy_addon.core.errors import BursarError
-    from proxy_addon.runtime import load_signer
+    from proxy_addon.keys import load_signer
 
     if settings.mode == "shadow" and settings.wallet == type(settings.wallet)():
         return Finding("key", Grade.WARN, "none, and none is needed in shadow mode"), None

@@ -15,7 +15,8 @@ from proxy_addon.cli.failure import Failure
 from proxy_addon.cli.home import config_option, home_of, load_settings
 from proxy_addon.cli.summary import summary_json, summary_lines
 from proxy_addon.cli.supervise import end_as, run_command, start_proxy
-from proxy_addon.cli.wallet import missing_password, secrets_in_env
+from proxy_addon.cli.wallet import descriptors, missing_password, secrets_in_env
+from proxy_addon.hardening import close_to_others
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """As a shell has it."""
@@ -47,11 +48,12 @@ def command(
     settings = load_settings(config)
     config = config.expanduser().absolute()
     home = home_of(config)
+    close_to_others()  # the command could read here what it is not given
     password = missing_password(settings)
     ensure_ca(home.ca)
     with tempfile.TemporaryDirectory(prefix="bursar-") as scratch:
         log = proxy_log or Path(scratch) / "proxy.log"
-        proxy = start_proxy(config, {**os.environ, **password}, log)
+        proxy = start_proxy(config, {**os.environ, **password}, log, inherit=descriptors(settings.wallet))
         try:
             environ = behind(
                 os.environ,

@@ -73,8 +73,8 @@ async def ask(settings: Settings) -> list[str]:
 
 def wallet_address(settings: Settings) -> str:
     """Of the wallet, without opening it where that can be. Raises `Failure`, `KeystoreError`, `ConfigError`."""
+    from proxy_addon.keys import load_signer
     from proxy_addon.keystore import keystore_address
-    from proxy_addon.runtime import load_signer
 
     if settings.wallet.keystore is not None and (found := keystore_address(settings.wallet.keystore)):
         return found

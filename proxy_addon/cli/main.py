@@ -20,7 +20,11 @@ _COMMANDS: Final = {
     "inspect": "Say what a URL asks for and what would be done about it, without paying.",
     "demo": "See it work: a paid API, a simulated chain, an unmodified client.",
     "channels": "List, show and close payment channels.",
+    "key": "The wallet's address, a new password, a new key.",
     "ledger": "What was paid, to whom, for what.",
+    "pins": "The payees that hosts are held to.",
+    "backup": "Copy the store and its ledger, while a proxy runs.",
+    "reconcile": "Find out what is uncertain; go on from an older copy of the store.",
 }
 
 

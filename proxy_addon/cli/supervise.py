@@ -7,6 +7,8 @@ to the command. When we die, by whatever means, the proxy's lifeline ends and so
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import resource
@@ -73,8 +75,13 @@ class ProxyProcess:
         return lines[-1].removeprefix("bursar: ") if lines else ""
 
 
-def start_proxy(config: Path, environ: Mapping[str, str], log: Path | None) -> ProxyProcess:
-    """A proxy on a port of its own, listening when this returns. Raises `Failure` with its last words."""
+def start_proxy(
+    config: Path, environ: Mapping[str, str], log: Path | None, *, inherit: tuple[int, ...] = ()
+) -> ProxyProcess:
+    """A proxy on a port of its own, listening when this returns. Raises `Failure` with its last words.
+
+    It inherits the descriptors in `inherit`; here they are closed, so that no other child does.
+    """
     ready_read, ready_write = os.pipe()
     life_read, life_write = os.pipe()
     root = str(Path(__file__).resolve().parents[2])
@@ -91,12 +98,18 @@ def start_proxy(config: Path, environ: Mapping[str, str], log: Path | None) -> P
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(ready_write, life_read),
+            pass_fds=(ready_write, life_read, *inherit),
             start_new_session=True,
         )
+    except OSError as error:
+        if inherit and error.errno == errno.EBADF:
+            why = f"the config reads a secret from fd:{inherit[0]}, which is not open"
+            raise Failure(why, ExitCode.CONFIG) from None
+        raise
     finally:
-        os.close(ready_write)
-        os.close(life_read)
+        for number in (ready_write, life_read, *inherit):
+            with contextlib.suppress(OSError):
+                os.close(number)
         if output >= 0:
             os.close(output)
     proxy = ProxyProcess(process, life_write, log)

@@ -14,11 +14,13 @@ import click
 from proxy_addon.cli.failure import ExitCode, Failure
 from proxy_addon.cli.home import Home
 from proxy_addon.cli.template import WalletChoice
+from proxy_addon.secret_sources import descriptor_of, variable_of
 
 if TYPE_CHECKING:
-    from proxy_addon.config import Settings, Wallet
+    from proxy_addon.config import KeySource, Settings, Wallet
 
 PASSWORD_ENV: Final = "BURSAR_PASSWORD"  # noqa: S105 (a variable's name)
+KEY_ENV: Final = "BURSAR_PRIVATE_KEY"
 
 
 def read_key(path: Path) -> bytes:
@@ -96,49 +98,66 @@ def missing_password(settings: Settings, environ: Mapping[str, str] = os.environ
 
     Raises `Failure` where nobody can be asked.
     """
-    wallet = settings.wallet
-    name = wallet.password_env
     if settings.mode == "shadow":  # no key is opened
         return {}
-    if wallet.keystore is None or name is None or environ.get(name):
-        return {}
-    if wallet.password_file is not None and wallet.password_file.exists():
-        return {}
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Failure(
-            f"{name} is not set: it should hold the password of {wallet.keystore};"
-            " set it, or name a password_file in the config",
-            ExitCode.CONFIG,
-        )
-    return {name: click.prompt(f"Password of {wallet.keystore}", hide_input=True, err=True)}
+    found: dict[str, str] = {}
+    for one in settings.wallet.sources:
+        name = one.password_env
+        if one.keystore is None or name is None or environ.get(name) or name in found:
+            continue
+        if one.password_from is not None or (one.password_file is not None and one.password_file.exists()):
+            continue
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise Failure(
+                f"{name} is not set: it should hold the password of {one.keystore};"
+                " set it, or name a password_file in the config",
+                ExitCode.CONFIG,
+            )
+        found[name] = click.prompt(f"Password of {one.keystore}", hide_input=True, err=True)
+    return found
 
 
 def secrets_in_env(wallet: Wallet) -> frozenset[str]:
     """Variables that hold what opens the wallet: for the proxy alone, not for the command it serves."""
-    return frozenset(name for name in (wallet.password_env, wallet.private_key_env, PASSWORD_ENV) if name)
+    named = {PASSWORD_ENV, KEY_ENV}
+    for one in wallet.sources:
+        named |= {name for name in (one.password_env, one.private_key_env) if name}
+        named |= {name for spec in _specs(one) if (name := variable_of(spec))}
+    return frozenset(named)
+
+
+def descriptors(wallet: Wallet) -> tuple[int, ...]:
+    """File descriptors that the proxy reads secrets from, and so has to inherit."""
+    specs = (spec for one in wallet.sources for spec in _specs(one))
+    return tuple(number for spec in specs if (number := descriptor_of(spec)) is not None)
+
+
+def _specs(one: KeySource) -> tuple[str | None, str | None]:
+    return one.password_from, one.private_key_from
 
 
 def _new_password(home: Home, *, ask: bool) -> tuple[str, WalletChoice]:
     by_env = WalletChoice(keystore=home.keystore, password_env=PASSWORD_ENV)
     if given := os.environ.get(PASSWORD_ENV):
         return given, by_env
-    if ask and (typed := _ask_password()):
+    question = "Password for the key file (empty: a random one, kept beside it)"
+    if ask and (typed := ask_password(question)):
         return typed, by_env
     password = secrets.token_urlsafe(24)
     write_new(home.password, password + "\n")
     return password, WalletChoice(keystore=home.keystore, password_file=home.password)
 
 
-def _ask_password() -> str:
+def ask_password(question: str) -> str:
     """A password typed twice alike; "" for none, which is not asked for again."""
     while True:
-        question = "Password for the key file (empty: a random one, kept beside it)"
-        typed: str = click.prompt(question, hide_input=True, default="", show_default=False)
+        typed: str = click.prompt(question, hide_input=True, default="", show_default=False, err=True)
+        again = "The same again"
         if not typed or typed == click.prompt(
-            "The same again", hide_input=True, default="", show_default=False
+            again, hide_input=True, default="", show_default=False, err=True
         ):
             return typed
-        click.echo("These were not the same: once more.")
+        click.echo("These were not the same: once more.", err=True)
 
 
 def write_new(path: Path, text: str) -> None:
