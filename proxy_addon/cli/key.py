@@ -71,9 +71,9 @@ def password(config: Path, new_password_env: str | None) -> None:
 
     settings = load_settings(config)
     path = _key_file(settings)
+    word = _new_password(new_password_env)
     os.environ.update(missing_password(settings))
-    key = key_of(settings.wallet, "wallet")
-    keystore.replace_keystore(path, _new_password(new_password_env), key)
+    keystore.replace_keystore(path, word, key_of(settings.wallet, "wallet"))
     click.echo(f"{path} has a new password; say so where the config gets it from")
 
 

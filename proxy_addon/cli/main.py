@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "exec": "Run one command behind a proxy of its own, and say what it paid.",
     "env": "Print the variables that send a shell, a container or a service through the proxy.",
     "inspect": "Say what a URL asks for and what would be done about it, without paying.",
+    "explain": "What a reason for not paying means, and what to do.",
     "demo": "See it work: a paid API, a simulated chain, an unmodified client.",
     "channels": "List, show and close payment channels.",
     "key": "The wallet's address, a new password, a new key.",
