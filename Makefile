@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test clients test-python test-matrix lint format soak devnet coverage clean node
+.PHONY: help demo test clients hostile test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,9 +60,24 @@ format: $(VENV)/test.stamp ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: node $(VENV)/test.stamp ## 50 streams for a minute; 3,000 requests with clients that leave, within MINUTES
+fuzz: $(VENV)/test.stamp ## SECONDS of fuzzing for each parser (TARGET= one of them; WORK= keep the grown corpus)
+	@$(BIN)/python -m pip install --quiet --editable '.[fuzz]' \
+	  || { echo "there is no atheris for $$($(BIN)/python -V) on $$(uname -sm): it has wheels for CPython 3.11 to 3.13 on Linux (x86-64)."; \
+	       echo "make test runs the kept corpus and mutations of it everywhere"; exit 1; }
+	$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),60) $(if $(TARGET),--target $(TARGET)) $(if $(WORK),--work $(WORK))
+
+soak: node $(VENV)/test.stamp ## MINUTES (3) of mixed load, faults and hostile sellers, and the sums; then streams alone
+	$(BIN)/python -m tests.soak.mixed --minutes $(or $(MINUTES),3)
 	BURSAR_STREAM_SECONDS=60 $(BIN)/python -m pytest -q -s -o timeout=600 tests/e2e/test_streams.py::test_50_streams_at_once
-	$(BIN)/python -m tests.soak.streams --minutes $(or $(MINUTES),3)
+	$(BIN)/python -m tests.soak.streams --minutes 3
+
+# make crash KILLS=10000 SEED=7; WALLET=3 repeats one wallet of it. PROXY_KILLS=300: whole proxies under load.
+# BUDGET=32x1000: so many processes with so many payments each, against one limit of the day.
+crash: $(VENV)/test.stamp ## kill -9 at every step, KILLS times (500), and a look at the books after each
+	$(BIN)/python -m tests.crash --seed $(or $(SEED),1) $(if $(PROXY_KILLS),--proxies $(PROXY_KILLS),$(if $(BUDGET),--budget $(BUDGET),--kills $(or $(KILLS),500) $(if $(WALLET),--wallet $(WALLET))))
+
+recovery: node $(VENV)/test.stamp ## deposits come home: the proxy killed at every step, faults of the chain's endpoints
+	BURSAR_RECOVERY=all $(BIN)/python -m pytest -ra -o timeout=600 tests/e2e/test_recovery.py tests/e2e/test_forced_close.py $(PYTEST_ARGS)
 
 devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand, until Ctrl-C
 	@$(BIN)/python -m tests.peers.devnet
@@ -70,6 +85,9 @@ devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand,
 coverage: node $(VENV)/test.stamp ## branch coverage of the pure rooms and the store
 	$(BIN)/coverage run -m pytest tests/unit tests/properties tests/contract tests/vectors $(PYTEST_ARGS)
 	$(BIN)/coverage report --include='store/*,proxy_addon/core/*'
+
+hostile: $(VENV)/test.stamp ## every attack of the hostile server through the real proxy, then STEPS of the model
+	$(BIN)/python -m tests.hostile --steps $(or $(STEPS),20000)
 
 clients: node $(VENV)/test.stamp ## every client of the matrix, the slow ones too; writes docs/clients.md
 	BURSAR_CLIENTS=all $(BIN)/python -m pytest -ra tests/clients $(PYTEST_ARGS)

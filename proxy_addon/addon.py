@@ -20,19 +20,22 @@ from mitmproxy.proxy import layer
 
 from proxy_addon import config
 from proxy_addon.core.errors import BursarError
-from proxy_addon.mitm import compat, peers
+from proxy_addon.mitm import compat, door, peers
+from proxy_addon.mitm.dialing import Dialing
+from proxy_addon.mitm.draining import Draining
+from proxy_addon.mitm.guard import guard_logs
 from proxy_addon.mitm.hooks import AnsweredErrand, PrepareErrand
 from proxy_addon.mitm.paying import Limits
 from proxy_addon.mitm.replay import Replay
 from proxy_addon.mitm.websocket import Sockets
 from proxy_addon.payer.gate import PaymentGate
-from proxy_addon.runtime import Runtime, open_runtime
+from proxy_addon.runtime import Runtime, egress_of, open_runtime
 from store.contract import StoreError
 
 log: Final = logging.getLogger("bursar")
 
 HOOK_SECONDS: Final = 60.0  # longer than a request waits for a pending opening
-DRAIN_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 10.0
 
 
 class BursarAddon:
@@ -43,6 +46,9 @@ class BursarAddon:
         self.runtime: Runtime | None = None
         self.failure: str | None = None  # why nothing is paid, for whoever started us
         self.cause: Exception | None = None  # the same, where an exception said so
+        self.dialing = Dialing()
+        self.draining = Draining()
+        self.addons = (door.Door(), self.dialing, self.draining)  # mitmproxy calls its hooks, too
         self._gate: PaymentGate | None = None
         self._replay: Replay | None = None
         self._sockets: Sockets | None = None
@@ -50,6 +56,7 @@ class BursarAddon:
         self._started = asyncio.Event()
 
     def load(self, loader: Loader) -> None:
+        guard_logs()
         loader.add_option("bursar_config", str, str(config.DEFAULT_PATH), "Configuration file of bursar.")
 
     def configure(self, updated: set[str]) -> None:
@@ -68,6 +75,7 @@ class BursarAddon:
     async def running(self) -> None:
         if self.settings is None:
             return  # `configure` has said why
+        self.dialing.open(egress_of(self.settings), ctx.master.addons)
         try:
             self.failure = compat.why_unsupported(version.VERSION) or await self._start(self.settings)
         finally:
@@ -84,13 +92,21 @@ class BursarAddon:
             return str(error)
         proxy = settings.proxy
         self._gate = PaymentGate(
-            self.runtime.parts, settings.spend_policy(), reason_header=proxy.reason_header, why_not=_why_not
+            self.runtime.parts,
+            settings.spend_policy(),
+            reason_header=proxy.reason_header,
+            strict_retries=proxy.strict_retries,
+            locate=settings.locate,
+            why_not=lambda flow: door.why_unpaid(flow, ctx.options),
+            user_of=lambda flow: peers.user_of(flow, ctx.options),
         )
+        await asyncio.to_thread(self._gate.repeats.recall)
         limits = Limits(repeatable_body=proxy.max_body_mib * 1024 * 1024, hook_seconds=HOOK_SECONDS)
         self._replay = Replay(self._gate, ctx.master.addons, limits)
         self._sockets = Sockets(self._gate.sockets, ctx.master.addons, HOOK_SECONDS)
         self._replay.paying.sockets = self._sockets
         self._upkeep = asyncio.create_task(self._release_idle(proxy.release_idle_s), name="bursar-upkeep")
+        self.runtime.watch(lambda: self._gate.tills if self._gate is not None else ())
         payer = self.runtime.signer.address if self.runtime.signer is not None else "nobody (shadow mode)"
         log.info("bursar: pays as %s, for %d host rules", payer, len(settings.policy.hosts))
         if not settings.policy.hosts:
@@ -135,7 +151,10 @@ class BursarAddon:
         pass
 
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        return self._sockets.before_upgrade(flow) if self._sockets is not None else None
+        if self._sockets is None or "upgrade" not in flow.request.headers:
+            return None
+        # Of a client that has been turned away (no password, no allowed destination), nothing is asked on.
+        return None if flow.response or self.dialing.refusal(flow) else self._sockets.before_upgrade(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
         if self._sockets is not None:
@@ -153,8 +172,14 @@ class BursarAddon:
         if self._sockets is not None:
             self._sockets.gate.client_gone(client.id)
 
+    async def drain(self) -> None:
+        """Let what is under way end. A proxy of ours does so before any addon is told that it is over."""
+        if self.settings is not None:
+            await self.draining.drain(ctx.master.addons, self.settings.proxy.drain_s)
+
     async def done(self) -> None:
         """Async, so that mitmdump does not load us twice; within a deadline, since it waits without one."""
+        await self.drain()
         if self._upkeep is not None:
             self._upkeep.cancel()
         if self._replay is not None:
@@ -162,25 +187,13 @@ class BursarAddon:
         if self._sockets is not None:
             self._sockets.gate.shut()
         try:
-            async with asyncio.timeout(DRAIN_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 if self._gate is not None:
                     await self._gate.close()
                 if self.runtime is not None:
                     await self.runtime.close()
         except TimeoutError:
             log.warning("bursar: stopped before everything was given back; the next start folds it in")
-
-
-def _why_not(flow: http.HTTPFlow) -> str | None:
-    """Why this client is not paid for, by who it is and how the proxy was started."""
-    if not peers.is_loopback(flow.client_conn) and not ctx.options.proxyauth:
-        return (
-            "the client is on another machine and the proxy asks for no password; anyone there could spend from this"
-            " wallet. Set proxyauth, or listen on 127.0.0.1 only"
-        )
-    if ctx.options.ssl_insecure and flow.request.scheme == "https":
-        return "ssl_insecure is set, so nobody knows who would get the money"
-    return None
 
 
 addons = [BursarAddon()]

@@ -42,15 +42,17 @@ class RequestFacts:
     host: str
     method: str
     path: str  # without its query: queries hold secrets
+    user: str | None = None  # whom the proxy's password has shown it to be, if it asks for one
 
     def fields(self) -> dict[str, str]:
-        return {
+        fields = {
             "request": self.request_id,
             "client": self.client,
             "host": self.host,
             "method": self.method,
             "path": self.path,
         }
+        return fields if self.user is None else {**fields, "user": self.user}
 
 
 class Audit:

@@ -1,8 +1,9 @@
 """JSON-RPC to the chain: reads, receipts, broadcasting. What an endpoint says is checked before it is believed.
 
-Several endpoints are tried in order; each is asked for its chain id before anything else. Whatever goes wrong,
-`ChainUnavailable` is all that is raised: it says nothing about the state of the chain. An endpoint is named by its
-host alone, since many keep a key in the path.
+Several endpoints are tried in order; each is asked for its chain id before anything else. What money depends on is
+*firm*: so many endpoints say it alike as the config demands, of a block that is as deep as the config demands.
+Whatever goes wrong, `ChainUnavailable` is all that is raised: it says nothing about the state of the chain. An
+endpoint is named by its host alone, since many keep a key in the path.
 """
 
 from __future__ import annotations
@@ -10,26 +11,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
 
+from proxy_addon.agreement import agree, firm_number
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import (
     address_word,
     keccak256,
-    parse_address,
     parse_bytes32,
     selector,
     to_bytes,
     to_hex,
-    words,
 )
 from proxy_addon.methods.contract import ChainHead
 from proxy_addon.methods.tempo_tx import fee_in_base_units
+from proxy_addon.rpc_answers import (
+    Log,
+    TxReceipt,
+    Unusable,
+    block_of,
+    data_of,
+    decoded,
+    head_of,
+    log_query,
+    quantity,
+    receipt_of,
+    result_of,
+    uint256,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -38,8 +51,6 @@ T = TypeVar("T")
 
 _ANSWER_LIMIT: Final = 8 * 1024 * 1024  # bytes; a wide range of logs is the longest that we ask for
 _BALANCE_OF: Final = selector("balanceOf(address)")
-_QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}\Z")
-_DATA: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*\Z")
 _ALREADY_KNOWN: Final = re.compile(
     r"already (?:known|imported|in (?:the )?pool)|known transaction", re.IGNORECASE
 )
@@ -47,37 +58,6 @@ _ALREADY_KNOWN: Final = re.compile(
 
 class RpcRefused(ChainUnavailable):
     """An endpoint answered with an error of its own; of a broadcast: it did not take the transaction."""
-
-
-class _Unusable(Exception):
-    """This endpoint gave no usable answer; the next one may."""
-
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
-        super().__init__(reason)
-        self.refused = refused
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    address: str
-    topics: tuple[str, ...]
-    data: bytes
-    block_number: int
-    tx_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class TxReceipt:
-    """What became of a transaction that is in a block."""
-
-    tx_hash: str
-    block_number: int
-    succeeded: bool
-    gas_used: int
-    effective_gas_price: int  # attodollars (1e-18) per gas
-    logs: tuple[Log, ...]
-    fee_payer: str | None = None
-    fee_token: str | None = None
 
 
 def fee_of(receipt: TxReceipt) -> int:
@@ -88,13 +68,28 @@ def fee_of(receipt: TxReceipt) -> int:
 class ChainClient:
     """`contract.ChainReader`, and what opening, closing and recovery need, for one chain.
 
-    Every call raises `ChainUnavailable` if no endpoint gives a usable answer within `timeout_s` each.
+    Every call raises `ChainUnavailable` if no endpoint gives a usable answer within `timeout_s` each; a firm one, if
+    not `quorum` of them give the same. What is firm is of a block with `confirmations` others on top.
     """
 
-    def __init__(self, urls: Sequence[str], chain_id: int, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        chain_id: int,
+        timeout_s: float = 10.0,
+        *,
+        quorum: int = 1,
+        confirmations: int = 0,
+    ) -> None:
+        urls = tuple(dict.fromkeys(urls))  # one that is named twice has one voice
         if not urls:
             raise ValueError(f"no RPC endpoint for chain {chain_id}")
+        if not 1 <= quorum <= len(urls):
+            raise ValueError(f"{quorum} of {len(urls)} RPC endpoints cannot agree")
         self._endpoints = [(url, _host(url)) for url in urls]
+        self._quorum = quorum
+        self._confirmations = confirmations
+        self._broadcasts: set[asyncio.Task[str]] = set()
         self._chain_id = chain_id
         self._timeout_s = timeout_s
         self._verified: set[str] = set()
@@ -107,44 +102,146 @@ class ChainClient:
 
     async def chain_id(self) -> int:
         """The chain's id, as an endpoint states it: always the one that was configured."""
-        return await self._ask("eth_chainId", [], _quantity)
+        return await self._ask("eth_chainId", [], quantity)
 
     async def call(self, to: str, data: bytes, *, block: str = "latest") -> bytes:
-        return await self._ask("eth_call", [{"to": to, "data": to_hex(data)}, block], _data)
+        return await self._ask("eth_call", [{"to": to, "data": to_hex(data)}, block], data_of)
 
     async def head(self) -> ChainHead:
-        return await self._ask("eth_getBlockByNumber", ["latest", False], _head)
+        """The newest block: for what is signed next. A false one would only make it expire before it lands."""
+        if self._quorum == 1:
+            return await self._ask("eth_getBlockByNumber", ["latest", False], head_of)
+        return await self._agreed_block(0)
+
+    async def time_of(self, block_number: int) -> int:
+        """When a block was made, in Unix seconds."""
+        head = await self._ask("eth_getBlockByNumber", [hex(block_number), False], head_of)
+        return head.timestamp
 
     async def balance(self, token: str, holder: str) -> int:
         """Base units of `token` that `holder` has."""
         data = to_hex(_BALANCE_OF + address_word(holder))
-        return await self._ask("eth_call", [{"to": token, "data": data}, "latest"], _uint256)
+        return await self._ask("eth_call", [{"to": token, "data": data}, "latest"], uint256)
 
     async def receipt(self, tx_hash: str) -> TxReceipt | None:
         """None if it is in no block that the endpoint knows: that alone proves nothing."""
         expected = parse_bytes32(tx_hash, "transaction hash")
         return await self._ask(
-            "eth_getTransactionReceipt", [expected], lambda value: _receipt(value, expected)
+            "eth_getTransactionReceipt", [expected], lambda value: receipt_of(value, expected)
         )
+
+    # -- firm
+
+    async def firm_head(self) -> ChainHead:
+        """The newest block that is believed: what money depends on is read in it, and its time is the chain's."""
+        if self._quorum > 1:
+            return await self._agreed_block(self._confirmations)
+        newest = await self.head()
+        if not self._confirmations:
+            return newest
+        number = max(0, newest.number - self._confirmations)
+        return await self._ask("eth_getBlockByNumber", [hex(number), False], head_of)
+
+    async def _agreed_block(self, confirmations: int) -> ChainHead:
+        number = await self._agreed_number(confirmations)
+        return (await self._agree("eth_getBlockByNumber", [hex(number), False], block_of))[0]
+
+    async def _agreed_number(self, confirmations: int) -> int:
+        async def ask(number: int) -> tuple[str, int]:
+            head = await self._ask_endpoint(number, "eth_getBlockByNumber", ["latest", False], head_of)
+            return self._endpoints[number][1], head.number
+
+        found = await asyncio.gather(*map(ask, range(len(self._endpoints))), return_exceptions=True)
+        heads = [one for one in found if not isinstance(one, BaseException)]
+        if len(heads) < self._quorum:
+            failures = "; ".join(
+                f"{host}: {one}"
+                for (_, host), one in zip(self._endpoints, found, strict=True)
+                if isinstance(one, Unusable)
+            )
+            raise ChainUnavailable(
+                f"chain {self._chain_id}: {len(heads)} of the {self._quorum} endpoints that must agree answered"
+                f" ({failures})"
+            )
+        return firm_number(heads, self._quorum, confirmations)
+
+    async def firm_call(self, to: str, data: bytes, at: ChainHead) -> bytes:
+        return await self._agree("eth_call", [{"to": to, "data": to_hex(data)}, hex(at.number)], data_of)
+
+    async def firm_receipt(self, tx_hash: str, at: ChainHead) -> TxReceipt | None:
+        """None if the transaction is in no block up to `at`."""
+        expected = parse_bytes32(tx_hash, "transaction hash")
+        found = await self._agree(
+            "eth_getTransactionReceipt", [expected], lambda value: receipt_of(value, expected)
+        )
+        return found if found is not None and found.block_number <= at.number else None
+
+    async def firm_logs(
+        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int
+    ) -> tuple[Log, ...]:
+        """As `logs`; `to_block` is at most that of `firm_head`."""
+        query, check = log_query(address, topics, from_block, to_block)
+        return await self._agree("eth_getLogs", [query], check)
+
+    async def _agree(self, method: str, params: list[Any], decode: Callable[[object], T]) -> T:
+        if self._quorum == 1:
+            return await self._ask(method, params, decode)
+        return await agree(
+            [host for _, host in self._endpoints],
+            lambda number: self._ask_endpoint(number, method, params, decode),
+            needed=self._quorum,
+            unusable=Unusable,
+            what=f"chain {self._chain_id}, {method}",
+        )
+
+    # -- transactions
+
+    async def request_test_money(self, address: str) -> None:
+        """A test network's faucet sends some to `address`, sooner or later. Other networks refuse."""
+
+        def check(value: object) -> None:
+            if not isinstance(value, list):
+                raise ValueError("no list of transactions")
+
+        await self._ask("tempo_fundAddress", [address], check)
 
     async def send_raw(self, raw: str) -> str:
         """Broadcasts a signed transaction, as often as one likes, and returns its hash.
 
-        It may have been sent even if this raises, except that `RpcRefused` means that no endpoint took it.
+        All endpoints get it: one that only says that it took it cannot keep it from the chain. It may have been
+        sent even if this raises, except that `RpcRefused` means that no endpoint took it.
         """
         expected = to_hex(keccak256(to_bytes(raw)))
 
         def check(value: object) -> str:
-            if _bytes32(value, "transaction hash") != expected:
+            if parse_bytes32(value, "transaction hash") != expected:
                 raise ValueError("the hash is not that of the transaction that was sent")
             return expected
 
-        try:
-            return await self._ask("eth_sendRawTransaction", [raw], check)
-        except RpcRefused as error:
-            if _ALREADY_KNOWN.search(str(error)):
-                return expected
-            raise
+        async def send(number: int) -> str:
+            try:
+                return await self._ask_endpoint(number, "eth_sendRawTransaction", [raw], check)
+            except Unusable as error:
+                if error.refused and _ALREADY_KNOWN.search(str(error)):
+                    return expected
+                raise
+
+        tasks = [asyncio.Task(send(number)) for number in range(len(self._endpoints))]
+        for task in tasks:  # who took it first is enough for us; the others go on
+            self._broadcasts.add(task)
+            task.add_done_callback(self._broadcast_ended)
+        for ended in asyncio.as_completed(tasks):
+            try:
+                return await ended
+            except Unusable:
+                continue
+        failures = [task.exception() for task in tasks]
+        raise self._failure("eth_sendRawTransaction", [one for one in failures if isinstance(one, Unusable)])
+
+    def _broadcast_ended(self, task: asyncio.Task[str]) -> None:
+        self._broadcasts.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may wait for it any more
 
     async def logs(
         self,
@@ -155,73 +252,66 @@ class ChainClient:
         to_block: int | None = None,
     ) -> tuple[Log, ...]:
         """The logs of one contract whose topics are those given; None stands for any."""
-        query = {
-            "address": address,
-            "topics": list(topics),
-            "fromBlock": hex(from_block),
-            "toBlock": "latest" if to_block is None else hex(to_block),
-        }
-
-        def check(value: object) -> tuple[Log, ...]:
-            found = _logs(value)
-            for log in found:
-                if log.address != address.lower() or not _matches(log.topics, topics):
-                    raise ValueError("a log that was not asked for")
-                if log.block_number < from_block or (to_block is not None and log.block_number > to_block):
-                    raise ValueError("a log of a block that was not asked for")
-            return found
-
+        query, check = log_query(address, topics, from_block, to_block)
         return await self._ask("eth_getLogs", [query], check)
 
     async def _ask(self, method: str, params: list[Any], decode: Callable[[object], T]) -> T:
         """The decoded result of the first endpoint that gives a usable one."""
-        reasons: list[str] = []
-        refused = True
-        for url, host in self._endpoints:
+        failures: list[Unusable] = []
+        for number in range(len(self._endpoints)):
             try:
-                return await self._within_time(self._ask_one(url, method, params, decode))
-            except _Unusable as error:
-                reasons.append(f"{host}: {error}")
-                refused = refused and error.refused
-        kind = RpcRefused if refused else ChainUnavailable
-        raise kind(
+                return await self._ask_endpoint(number, method, params, decode)
+            except Unusable as error:
+                failures.append(error)
+        raise self._failure(method, failures)
+
+    def _failure(self, method: str, failures: Sequence[Unusable]) -> ChainUnavailable:
+        """Why none of the endpoints, in their order, gave a usable answer."""
+        reasons = [f"{host}: {error}" for (_, host), error in zip(self._endpoints, failures, strict=True)]
+        kind = RpcRefused if all(error.refused for error in failures) else ChainUnavailable
+        return kind(
             f"chain {self._chain_id}: no usable answer to {method} ({'; '.join(reasons)});"
             f' check [chains."eip155:{self._chain_id}"].rpc in the config, or try again later'
         )
+
+    async def _ask_endpoint(
+        self, number: int, method: str, params: list[Any], decode: Callable[[object], T]
+    ) -> T:
+        return await self._within_time(self._ask_one(self._endpoints[number][0], method, params, decode))
 
     async def _within_time(self, asking: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await asking
         except TimeoutError:
-            raise _Unusable(f"no answer within {self._timeout_s:g} s") from None
+            raise Unusable(f"no answer within {self._timeout_s:g} s") from None
 
     async def _ask_one(self, url: str, method: str, params: list[Any], decode: Callable[[object], T]) -> T:
         if url not in self._verified:
             await self._verify(url)
-        return _decoded(await self._post(url, method, params), decode)
+        return decoded(await self._post(url, method, params), decode)
 
     async def _verify(self, url: str) -> None:
-        found = _decoded(await self._post(url, "eth_chainId", []), _quantity)
+        found = decoded(await self._post(url, "eth_chainId", []), quantity)
         if found != self._chain_id:
-            raise _Unusable(f"it is an endpoint of chain {found}")
+            raise Unusable(f"it is an endpoint of chain {found}")
         self._verified.add(url)
 
     async def _post(self, url: str, method: str, params: list[Any]) -> object:
-        """The result member of the answer. Raises `_Unusable`."""
+        """The result member of the answer. Raises `Unusable`."""
         import httpx
 
         body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         try:
             async with self._http().stream("POST", url, content=body) as response:
                 if response.status_code != 200:
-                    raise _Unusable(f"HTTP status {response.status_code}")
+                    raise Unusable(f"HTTP status {response.status_code}")
                 answer = await _read_limited(response)
         except httpx.InvalidURL:
-            raise _Unusable("its URL is none") from None
+            raise Unusable("its URL is none") from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise _Unusable(type(error).__name__) from None  # their messages may hold the URL
-        return _result(answer)
+            raise Unusable(type(error).__name__) from None  # their messages may hold the URL
+        return result_of(answer)
 
     def _http(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -257,119 +347,6 @@ async def _read_limited(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_bytes(65_536):
         size += len(chunk)
         if size > _ANSWER_LIMIT:
-            raise _Unusable(f"more than {_ANSWER_LIMIT} bytes")
+            raise Unusable(f"more than {_ANSWER_LIMIT} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _result(answer: bytes) -> object:
-    try:
-        message = orjson.loads(answer)  # bounded in depth: json's own has ended a process on "[[[[…"
-    except ValueError:
-        raise _Unusable("no JSON") from None
-    if not isinstance(message, dict) or message.get("id") != 1:
-        raise _Unusable("no JSON-RPC answer to our call")
-    error = message.get("error")
-    if error is not None:
-        text = error.get("message") if isinstance(error, dict) else error
-        raise _Unusable(f"refused: {_printable(text)}", refused=True)
-    if "result" not in message:
-        raise _Unusable("neither a result nor an error")
-    return message["result"]
-
-
-def _decoded(value: object, decode: Callable[[object], T]) -> T:
-    try:
-        return decode(value)
-    except ValueError as error:
-        raise _Unusable(_printable(error)) from None
-
-
-def _printable(value: object) -> str:
-    text = str(value)[:200]
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
-def _matches(topics: tuple[str, ...], wanted: Sequence[str | None]) -> bool:
-    return len(topics) >= len(wanted) and all(
-        want is None or have == want.lower() for have, want in zip(topics, wanted, strict=False)
-    )
-
-
-def _quantity(value: object, what: str = "result") -> int:
-    if not isinstance(value, str) or not _QUANTITY.match(value):
-        raise ValueError(f"{what} is {repr(value)[:40]}, no quantity")
-    return int(value, 16)
-
-
-def _data(value: object, what: str = "result") -> bytes:
-    if not isinstance(value, str) or not _DATA.match(value):
-        raise ValueError(f"{what} is {repr(value)[:40]}, no data")
-    return bytes.fromhex(value[2:])
-
-
-def _bytes32(value: object, what: str) -> str:
-    return parse_bytes32(value, what)
-
-
-def _uint256(value: object) -> int:
-    return int.from_bytes(words(_data(value), 1, "result")[0], "big")
-
-
-def _mapping(value: object, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} is {repr(value)[:40]}, no object")
-    return value
-
-
-def _head(value: object) -> ChainHead:
-    block = _mapping(value, "block")
-    return ChainHead(
-        number=_quantity(block.get("number"), "block number"),
-        timestamp=_quantity(block.get("timestamp"), "block timestamp"),
-        base_fee=_quantity(block.get("baseFeePerGas"), "base fee"),
-    )
-
-
-def _receipt(value: object, expected: str) -> TxReceipt | None:
-    if value is None:
-        return None
-    receipt = _mapping(value, "receipt")
-    if _bytes32(receipt.get("transactionHash"), "transaction hash") != expected:
-        raise ValueError("the receipt of another transaction")
-    status = _quantity(receipt.get("status"), "status")
-    if status > 1:
-        raise ValueError(f"status is {status}")
-    return TxReceipt(
-        tx_hash=expected,
-        block_number=_quantity(receipt.get("blockNumber"), "block number"),
-        succeeded=status == 1,
-        gas_used=_quantity(receipt.get("gasUsed"), "gas used"),
-        effective_gas_price=_quantity(receipt.get("effectiveGasPrice"), "gas price"),
-        logs=_logs(receipt.get("logs")),
-        fee_payer=_optional_address(receipt.get("feePayer"), "fee payer"),
-        fee_token=_optional_address(receipt.get("feeToken"), "fee token"),
-    )
-
-
-def _optional_address(value: object, what: str) -> str | None:
-    return None if value is None else parse_address(value, what)
-
-
-def _logs(value: object) -> tuple[Log, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"logs are {repr(value)[:40]}, no list")
-    return tuple(_log(_mapping(item, "log")) for item in value)
-
-
-def _log(log: Mapping[str, Any]) -> Log:
-    topics = log.get("topics")
-    if not isinstance(topics, list) or len(topics) > 4:
-        raise ValueError("a log's topics are a list of at most four")
-    return Log(
-        address=parse_address(log.get("address"), "log address"),
-        topics=tuple(_bytes32(topic, "topic") for topic in topics),
-        data=_data(log.get("data"), "log data"),
-        block_number=_quantity(log.get("blockNumber"), "log block"),
-        tx_hash=_bytes32(log.get("transactionHash"), "log transaction"),
-    )

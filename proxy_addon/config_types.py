@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
+from proxy_addon.core.addresses import parse_permit, parse_ports
 from store.amounts import parse_units
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z")
+_SECRET_KINDS: Final = ("env", "file", "fd", "command", "keyring")
 _CAIP2: Final = re.compile(r"eip155:[1-9][0-9]{0,18}\Z")
 _HOST: Final = re.compile(
     r"(?:\*\.)?(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)(?::[0-9]{1,5})?\Z"
@@ -37,7 +41,14 @@ def _amount(value: Any) -> str:
 
 
 def _path(value: Path) -> Path:
-    return value.expanduser()
+    if "\0" in str(value):
+        raise ValueError("a path cannot hold a NUL")
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{ascii(str(value))[:80]} begins with the home of a user that there is not"
+        ) from None
 
 
 def _host(value: str) -> str:
@@ -55,12 +66,54 @@ def _socket_path(value: str) -> str:
     return value
 
 
+def _permit(value: str) -> str:
+    parse_permit(value)
+    return value
+
+
+def _some(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise ValueError("expected one at least")
+    return value
+
+
+def _endpoint(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        # What it is may be a secret: endpoints are sold by keys in their paths.
+        raise ValueError('expected an endpoint such as "https://rpc.tempo.xyz"')
+    return value
+
+
+def _secret_spec(value: str) -> str:
+    kind, colon, rest = value.partition(":")
+    if not colon or kind not in _SECRET_KINDS or not rest.strip() or (kind == "fd" and not rest.isdigit()):
+        raise ValueError(
+            'expected where the secret is, such as "fd:3", "command:pass show bursar", "keyring:bursar/me",'
+            ' "env:NAME" or "file:/run/secrets/bursar"; never the secret itself'
+        )
+    if kind == "command":
+        try:
+            shlex.split(rest)
+        except ValueError as error:
+            raise ValueError(f"a command that cannot be split into words: {error}") from None
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Caip2 = Annotated[str, AfterValidator(_caip2)]
 Amount = Annotated[str, BeforeValidator(_amount)]
 # Strict: "no" must not come to mean true, nor true one.
-Count = Annotated[int, Strict()]
+Count = Annotated[int, Strict(), Field(lt=2**31)]
+Endpoints = Annotated[tuple[Annotated[str, AfterValidator(_endpoint)], ...], AfterValidator(_some)]
+SecretSpec = Annotated[str, AfterValidator(_secret_spec)]
 Flag = Annotated[bool, Strict()]
 HostPattern = Annotated[str, AfterValidator(_host)]
+Permit = Annotated[str, AfterValidator(_permit)]
+Ports = Annotated[tuple[int, int], BeforeValidator(parse_ports)]
 SocketPath = Annotated[str, AfterValidator(_socket_path)]
 UserPath = Annotated[Path, AfterValidator(_path)]

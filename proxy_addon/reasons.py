@@ -211,8 +211,18 @@ _OURSELVES: Final = (
     ),
     Reason(
         "clock-went-back",
-        "This machine's clock is far from the newest day on record.",
+        "This machine's clock is days before the newest day on record: no budget of the past is opened.",
         "Set the clock (NTP).",
+    ),
+    Reason(
+        "clock-ahead",
+        "This machine's clock is days after the chain's newest block: no budget of a day to come is used.",
+        "Set the clock (NTP).",
+    ),
+    Reason(
+        "clock-unconfirmed",
+        "It is a new day by this machine's clock, and the chain does not answer to confirm it.",
+        "`bursar doctor`; add another endpoint to rpc. On a day that was paid on already nobody is asked.",
     ),
     Reason("internal", "A mistake of ours; nothing was signed.", "Please report it, with the log around it."),
 )

@@ -85,7 +85,22 @@ class Probed:
     voucher: int
 
 
-Move = Sent | Grown | Ended | Probed
+@dataclass(frozen=True, slots=True)
+class WrittenOff:
+    """Journal: the server says that nothing is left of what we thought free; `amount` of it is uncertain now."""
+
+    amount: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """Journal: somebody asked, and takes the server's word: `amount` of what was uncertain was charged."""
+
+    amount: int
+
+
+Move = Sent | Grown | Ended | Probed | WrittenOff | Reconciled
 
 
 def raise_authorised(channel: Channel, amount: int) -> Channel:
@@ -193,6 +208,13 @@ def write_off(channel: Channel, amount: int, at: int) -> Channel:
     return replace(_doubt(channel, moved, at), clean_needed=CLEAN_UNTIL_AHEAD)
 
 
+def reconciled(channel: Channel, amount: int) -> Channel:
+    """`amount` of what is uncertain is paid: known by a person's decision, never by a server's word alone."""
+    if not 0 <= amount <= channel.uncertain:
+        raise IllegalMove(f"{channel.channel_id} has {channel.uncertain} uncertain, not {amount}")
+    return replace(channel, paid=channel.paid + amount, uncertain=channel.uncertain - amount)
+
+
 def learn_delta(channel: Channel, voucher: int, per_request: int) -> Channel:
     """The server called the step to `voucher` too small: remember what it takes.
 
@@ -233,6 +255,10 @@ def apply(channel: Channel, move: Move) -> Channel:
             return end(channel, move) if move.request_id in channel.holds else channel
         case Probed():
             return probed(channel, move)
+        case WrittenOff():
+            return write_off(channel, move.amount, move.at)
+        case Reconciled():
+            return reconciled(channel, move.amount)
         case _:
             assert_never(move)
 
@@ -256,6 +282,16 @@ def doubt_everything(channel: Channel, eligible_at: int) -> Channel:
     channel = replace(channel, holds={}, held=0)
     check(channel)  # before: what is broken must not come out looking whole
     return _doubt(channel, channel.free, eligible_at)
+
+
+def assume_authorised(channel: Channel, authorised: int, eligible_at: int) -> Channel:
+    """More may have left than the record knows of (it is an old copy): vouchers of up to `authorised`.
+
+    Nothing of it is free: all that was not paid may have been charged. Raises `IllegalMove` over the deposit.
+    """
+    channel = doubt_everything(channel, eligible_at)
+    raised = max(0, authorised - channel.authorised)
+    return _doubt(raise_authorised(channel, raised), raised, eligible_at)
 
 
 def check(channel: Channel) -> None:

@@ -37,7 +37,8 @@ def parse_wire(value: object, what: str, *, limit: int = UINT128_MAX) -> int:
     Raises ``ValueError`` naming `what` for anything else, and for more than `limit` base units.
     """
     if not isinstance(value, str) or not _WIRE.match(value):
-        shown = repr(value)[:60]
+        # Its kind alone, where showing it would walk a value of any depth.
+        shown = f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)[:60]
         raise ValueError(f"{what} is {shown}: expected base units as a plain decimal string, such as '10000'")
     amount = int(value)
     if amount > limit:

@@ -9,33 +9,18 @@ written; after a crash inside it, all or nothing is there.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Final
 
-from store import account, budgets
-from store.codec import decode_channel, decode_int, encode_channel, encode_int
+from store import account, budgets, charging, lineage, pins, reviving, rows
+from store.charging import Conflict, LimitExceeded
+from store.commits import Commits
 from store.contract import Backend, StoreError, Transaction
 from store.lifecycle import FINAL, PENDING_OPEN, REUSABLE, ChannelStatus, advance
+from store.pins import Pin
 from store.records import Channel, CounterMove, JournalMark, PaymentScope
 
-_CHANNEL: Final = b"c/"
-_SCOPE: Final = b"s/"
-_SHORT: Final = b"k/"
-_COUNTER: Final = b"b/"
-
 Recover = Callable[[Channel], Channel]
-
-
-class LimitExceeded(StoreError):
-    """A budget counter would pass its limit; nothing moved."""
-
-    def __init__(self, move: CounterMove, used: int) -> None:
-        self.move, self.used = move, used
-        super().__init__(
-            f"{move.rule or move.key}: {used} used of {move.limit}, {move.amount} more would pass it (base units)"
-        )
 
 
 class Fenced(StoreError):
@@ -57,19 +42,21 @@ class ScopeFull(StoreError):
     """The scope has as many channels as it may have, or an opening is already on its way."""
 
 
-class Conflict(StoreError):
-    """The record was not what the caller believed it to be."""
-
-
 class ChannelStore:
     """What the payer knows of durable money."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.commits = Commits(backend)
 
     @property
     def owner_id(self) -> str:
         return self._backend.owner_id
+
+    @property
+    def sealed_against(self) -> str | None:
+        """Why nothing may be signed on what is in this store: it is an old copy. None: it is in order."""
+        return self.commits.sealed_against
 
     # -- reading
 
@@ -81,37 +68,41 @@ class ChannelStore:
 
     async def of_scope(self, scope: PaymentScope) -> tuple[Channel, ...]:
         """All channels of the scope that are not tombstones, oldest first."""
-        return await self._backend.view(lambda txn: _of_scope(txn, scope))
+        return await self._backend.view(lambda txn: rows.of_scope(txn, scope))
 
     async def of_short_key(self, short_key: str) -> tuple[Channel, ...]:
         """All channels, tombstones too, under ``payee:token:escrow:chainId``: the payer, signer and origin differ."""
-
-        def work(txn: Transaction) -> tuple[Channel, ...]:
-            prefix = _SHORT + short_key.encode() + b"/"
-            ids = (key[len(prefix) :].decode() for key, _ in txn.scan(prefix))
-            return tuple(sorted((_load(txn, one) for one in ids), key=_age))
-
-        return await self._backend.view(work)
+        return await self._backend.view(lambda txn: rows.of_short_key(txn, short_key))
 
     async def find(self, channel_id: str) -> Channel | None:
-        return await self._backend.view(lambda txn: _maybe(txn, channel_id))
+        return await self._backend.view(lambda txn: rows.find(txn, channel_id))
+
+    async def unfinished(self) -> tuple[Channel, ...]:
+        """Every channel that is no tombstone, oldest first: there may be many more of those."""
+        return await self._backend.view(rows.unfinished)
 
     async def all(self) -> tuple[Channel, ...]:
         """Every channel on record, tombstones too, oldest first."""
-
-        def work(txn: Transaction) -> tuple[Channel, ...]:
-            return tuple(sorted((decode_channel(value) for _, value in txn.scan(_CHANNEL)), key=_age))
-
-        return await self._backend.view(work)
+        return await self._backend.view(rows.all_of)
 
     async def counters(self, prefix: str = "") -> dict[str, int]:
         """Budget counters by key (see `budgets`)."""
+        return await self._backend.view(lambda txn: charging.counters(txn, prefix))
 
-        def work(txn: Transaction) -> dict[str, int]:
-            pairs = txn.scan(_COUNTER + prefix.encode())
-            return {key[len(_COUNTER) :].decode(): decode_int(value) for key, value in pairs}
+    async def newest_day(self) -> int | None:
+        """The newest date that was ever charged, in days since the epoch; None in a new store."""
+        return await self._backend.view(charging.newest_day)
 
-        return await self._backend.view(work)
+    async def pins(self) -> tuple[Pin, ...]:
+        """The payees that origins are held to, by origin."""
+        return await self._backend.view(pins.all_of)
+
+    async def pin_of(self, origin: str) -> Pin | None:
+        return await self._backend.view(lambda txn: pins.find(txn, origin))
+
+    async def books(self) -> tuple[tuple[Channel, ...], dict[str, int]]:
+        """All channels and all counters, as of one moment."""
+        return await self._backend.view(lambda txn: (rows.all_of(txn), charging.counters(txn, "")))
 
     def is_busy(self, channel: Channel) -> bool:
         """Does a living process other than this one own the channel?"""
@@ -121,30 +112,35 @@ class ChannelStore:
     # -- writing
 
     async def propose(
-        self, channel: Channel, counters: Iterable[CounterMove], *, max_channels: int
+        self, channel: Channel, counters: Iterable[CounterMove], *, max_channels: int, pin: bool = False
     ) -> Channel:
         """Put a new opening on record, owned by this process, before anything of it leaves.
 
-        After a crash the opening transaction and the salt are in the record: the deposit can be found.
-        Raises `ScopeFull` (also while another opening of the scope is pending) and `LimitExceeded`.
+        After a crash the opening transaction and the salt are in the record: the deposit can be found. With `pin`
+        the origin is held to this payee from now on; of several processes that open at once, one is the first.
+        Raises `ScopeFull` (also while another opening of the scope is pending), `LimitExceeded`,
+        `ClockWentBack` and `PayeeChanged`.
         """
         moves = tuple(counters)
         channel = replace(channel, owner=self.owner_id, epoch=1)
         account.check(channel)
 
         def work(txn: Transaction) -> Channel:
-            if _maybe(txn, channel.channel_id) is not None:
+            if rows.find(txn, channel.channel_id) is not None:
                 raise Conflict(f"channel {channel.channel_id} is on record already")
-            others = _of_scope(txn, channel.scope)
+            others = rows.of_scope(txn, channel.scope)
             if any(other.status in PENDING_OPEN for other in others):
                 raise ScopeFull("an opening of this scope is on its way; its outcome decides")
             if sum(other.status in REUSABLE for other in others) >= max_channels:
                 raise ScopeFull(f"the scope has max_channels_per_scope = {max_channels} channels, all in use")
-            _charge(txn, moves, raised=channel.authorised, returnable={})
-            _store(txn, channel)
+            lineage.check(txn)
+            if pin:
+                pins.hold(txn, channel)
+            charging.charge(txn, moves, raised=channel.authorised, returnable={}, before=None, after=channel)
+            rows.store(txn, channel)
             return channel
 
-        return await self._backend.transact(work)
+        return await self.commits.transact(work)
 
     async def claim(self, channel_id: str, recover: Recover, *, mark: JournalMark | None = None) -> Channel:
         """Become the owner: bump the epoch and fold what a dead owner left, in one commit.
@@ -159,7 +155,7 @@ class ChannelStore:
         """
 
         def work(txn: Transaction) -> Channel:
-            channel = _load(txn, channel_id)
+            channel = rows.load(txn, channel_id)
             if channel.owner is not None:
                 if channel.owner != self.owner_id and self._backend.alive(channel.owner):
                     raise ChannelBusy(channel)
@@ -175,24 +171,24 @@ class ChannelStore:
                 # The record's mark is in the journal of whoever gave it back; what comes now is in ours.
                 channel = replace(channel, folded=mark)
             channel = replace(channel, owner=self.owner_id, epoch=channel.epoch + 1)
-            _store(txn, channel)
+            rows.store(txn, channel)
             return channel
 
-        return await self._backend.transact(work)
+        return await self.commits.transact(work)
 
-    async def set(self, channel: Channel, counters: Iterable[CounterMove] = ()) -> None:
-        """Write the record back, and with it the counters that its raise moves.
+    async def set(self, channel: Channel, counters: Iterable[CounterMove] = (), pin: bool = False) -> None:
+        """Write the record back, and with it the counters that its raise moves, and its payee's `pin`.
 
-        Raises `Fenced` (another owner), `LimitExceeded`, `Conflict` (``authorised`` would fall, or was raised
-        without its counters or on a channel that pays nothing any more; counters would get back what was not
-        taken, or twice), `lifecycle.IllegalTransition`. Only after it returned may anything up to the new
-        ``authorised`` be signed.
+        Raises `Fenced` (another owner), `LimitExceeded`, `ClockWentBack`, `PayeeChanged`, `Conflict`
+        (``authorised`` would fall, or was raised without its counters or on a channel that pays nothing any more;
+        counters would get back what was not taken, or twice), `lifecycle.IllegalTransition`. Only after it
+        returned may anything up to the new ``authorised`` be signed.
         """
         moves = tuple(counters)
         account.check(channel)
 
         def work(txn: Transaction) -> None:
-            current = _load(txn, channel.channel_id)
+            current = rows.load(txn, channel.channel_id)
             if current.owner != self.owner_id or current.epoch != channel.epoch:
                 raise Fenced(f"channel {channel.channel_id} has another owner now (epoch {current.epoch})")
             if channel.owner != self.owner_id:
@@ -207,11 +203,22 @@ class ChannelStore:
                 raise Conflict(
                     f"channel {channel.channel_id} is {channel.status}: nothing is authorised on it"
                 )
+            if raised:
+                lineage.check(txn)
             ends = current.status not in FINAL and channel.status in FINAL
-            _charge(txn, moves, raised=raised, returnable=_returnable(channel) if ends else {})
-            _store(txn, channel)
+            if pin:
+                pins.hold(txn, channel)
+            charging.charge(
+                txn,
+                moves,
+                raised=raised,
+                returnable=_returnable(channel) if ends else {},
+                before=current,
+                after=channel,
+            )
+            rows.store(txn, channel)
 
-        await self._backend.transact(work)
+        await self.commits.transact(work)
 
     async def delete(self, channel: Channel, counters: Iterable[CounterMove] = ()) -> None:
         """Retire a channel that is closed or failed: no look-up by scope finds it again, a tombstone stays."""
@@ -226,15 +233,104 @@ class ChannelStore:
         account.check(channel)
 
         def work(txn: Transaction) -> None:
-            current = _load(txn, channel.channel_id)
+            current = rows.load(txn, channel.channel_id)
             if current.owner != self.owner_id or current.epoch != channel.epoch:
                 raise Fenced(f"channel {channel.channel_id} has another owner now (epoch {current.epoch})")
             unwritten = channel.authorised != current.authorised or channel.status is not current.status
             if unwritten or _identity(channel) != _identity(current):
                 raise Conflict(f"channel {channel.channel_id} has changes that were not written")
-            _store(txn, replace(channel, owner=None))
+            rows.store(txn, replace(channel, owner=None))
 
-        await self._backend.transact(work)
+        await self.commits.transact(work)
+
+    async def absorb(
+        self, channel: Channel, counters: Iterable[CounterMove] = (), *, reconciles: bool = False
+    ) -> None:
+        """Write what is known of a channel from elsewhere: an import, a reconciliation.
+
+        ``authorised`` may rise in any status and in a store in doubt, with its counters on whatever dates, but
+        nothing becomes free by it. `reconciles`: no voucher over it can have left, so that the channel's part of a
+        doubt is settled. Raises `Fenced`, `Conflict`, `lifecycle.IllegalTransition`.
+        """
+        moves = tuple(counters)
+        account.check(channel)
+
+        def work(txn: Transaction) -> None:
+            current = rows.load(txn, channel.channel_id)
+            if current.owner != self.owner_id or current.epoch != channel.epoch:
+                raise Fenced(f"channel {channel.channel_id} has another owner now (epoch {current.epoch})")
+            if _identity(channel) != _identity(current) or channel.owner != self.owner_id:
+                raise Conflict(f"channel {channel.channel_id} cannot change its scope, descriptor or owner")
+            raised = channel.authorised - current.authorised
+            if raised < 0 or channel.free > current.free:
+                raise Conflict(
+                    f"nothing from elsewhere lowers or frees what {channel.channel_id} has authorised"
+                )
+            advance(current.status, channel.status)
+            charging.charge(
+                txn, moves, raised=raised, returnable={}, before=current, after=channel, of_any_date=True
+            )
+            rows.store(txn, channel)
+            if reconciles:
+                lineage.settle(txn, channel.channel_id)
+
+        await self.commits.transact(work)
+
+    async def adopt(self, channel: Channel, counters: Iterable[CounterMove], refund: int = 0) -> None:
+        """Put a channel on record that another store had, owned by nobody.
+
+        `counters` take its ``authorised``, on whatever dates; `refund` of it the lifetime budget got back when the
+        channel was closed. Raises `Conflict` if the channel is on record.
+        """
+        moves = tuple(counters)
+        channel = replace(channel, owner=None)
+        account.check(channel)
+        raised = 0 if channel.status is ChannelStatus.FAILED else channel.authorised
+
+        def work(txn: Transaction) -> None:
+            if rows.find(txn, channel.channel_id) is not None:
+                raise Conflict(f"channel {channel.channel_id} is on record already")
+            charging.charge(
+                txn, moves, raised=raised, returnable={}, before=None, after=channel, of_any_date=True
+            )
+            if refund:
+                back = budgets.refund_moves(channel.scope.token, refund)
+                charging.charge(txn, back, returnable=_returnable(channel), before=None, after=None)
+            rows.store(txn, channel)
+
+        await self.commits.transact(work)
+
+    async def revive(self, channel_id: str, change: Callable[[Channel], Channel]) -> Channel | None:
+        """Take a tombstone up again that the chain contradicts; `change` is `reviving.revived`.
+
+        Nobody owns it then. None, and nothing is written, if it is no tombstone any more, or was moved elsewhere.
+        """
+
+        def work(txn: Transaction) -> Channel | None:
+            tombstone = rows.load(txn, channel_id)
+            if tombstone.status not in (ChannelStatus.CLOSED, ChannelStatus.FAILED):
+                return None
+            channel = change(tombstone)
+            if _identity(channel) != _identity(tombstone) or channel.status is not ChannelStatus.ASIDE:
+                raise Conflict(f"channel {channel_id} can only be set aside when it is taken up again")
+            reviving.revive(txn, tombstone, channel)
+            return channel
+
+        return await self.commits.transact(work)
+
+    async def count(self, counters: Iterable[CounterMove]) -> None:
+        """Move counters that no raise goes with: what a client's day gets back, what an origin did not deliver.
+
+        Raises `LimitExceeded`, `Conflict`; then nothing moved.
+        """
+        moves = tuple(counters)
+        await self.commits.transact(
+            lambda txn: charging.charge(txn, moves, returnable={}, before=None, after=None)
+        )
+
+    async def forget_pin(self, origin: str) -> bool:
+        """The origin's next payee is its first again. False if it was held to none."""
+        return await self.commits.transact(lambda txn: pins.forget(txn, origin))
 
     async def close(self) -> None:
         await self._backend.close()
@@ -251,73 +347,6 @@ def _returnable(channel: Channel) -> dict[str, int]:
     if channel.captured is None:  # not proven
         return {}
     return {budgets.LIFETIME: max(0, channel.authorised - channel.captured)}
-
-
-def _age(channel: Channel) -> tuple[int, str]:
-    return channel.opened_at, channel.channel_id
-
-
-def _maybe(txn: Transaction, channel_id: str) -> Channel | None:
-    value = txn.get(_CHANNEL + channel_id.encode())
-    return None if value is None else decode_channel(value)
-
-
-def _load(txn: Transaction, channel_id: str) -> Channel:
-    channel = _maybe(txn, channel_id)
-    if channel is None:
-        raise Conflict(f"no channel {channel_id} on record")
-    return channel
-
-
-def _scope_prefix(scope: PaymentScope) -> bytes:
-    # Hashed: a scope's readable key can be longer than a store's keys may be. The record has it in full.
-    return _SCOPE + hashlib.sha256(scope.key.encode()).hexdigest().encode() + b"/"
-
-
-def _of_scope(txn: Transaction, scope: PaymentScope) -> tuple[Channel, ...]:
-    prefix = _scope_prefix(scope)
-    found = (_load(txn, key[len(prefix) :].decode()) for key, _ in txn.scan(prefix))
-    return tuple(sorted((channel for channel in found if channel.scope == scope), key=_age))
-
-
-def _store(txn: Transaction, channel: Channel) -> None:
-    name = channel.channel_id.encode()
-    txn.put(_CHANNEL + name, encode_channel(channel))
-    by_scope = _scope_prefix(channel.scope) + name
-    indexed = txn.get(by_scope) is not None
-    if channel.status in FINAL:
-        if indexed:
-            txn.delete(by_scope)
-    elif not indexed:
-        txn.put(by_scope, b"")
-        txn.put(_SHORT + channel.scope.short_key.encode() + b"/" + name, b"")
-
-
-def _charge(
-    txn: Transaction, moves: tuple[CounterMove, ...], *, raised: int, returnable: Mapping[str, int]
-) -> None:
-    """Move the counters, each within its limit; money that is authorised must be on all of them."""
-    charged = {
-        family: sum(move.amount for move in moves if move.key.startswith(family)) for family in budgets.RAISED
-    }
-    for family, amount in charged.items():
-        # A raise is charged exactly; only a close or a failed opening gives back, once.
-        if amount != raised and (raised or not -returnable.get(family, 0) <= amount <= 0):
-            raise Conflict(f"a raise of {raised} was charged as {amount} to the {family.rstrip('/')} budget")
-    refunded = sum(move.amount for move in moves if move.key.startswith(budgets.REFUNDED))
-    if refunded and refunded != -charged[budgets.LIFETIME]:
-        raise Conflict(
-            f"{refunded} refunded, but {-charged[budgets.LIFETIME]} given back to the lifetime budget"
-        )
-    for move in moves:
-        key = _COUNTER + move.key.encode()
-        value = txn.get(key)
-        used = 0 if value is None else decode_int(value)
-        if move.amount > 0 and move.limit is not None and used + move.amount > move.limit:
-            raise LimitExceeded(move, used)
-        if used + move.amount < min(used, 0):
-            raise Conflict(f"{move.key} has {used}, {-move.amount} cannot be given back to it")
-        txn.put(key, encode_int(used + move.amount))
 
 
 __all__ = [

@@ -83,12 +83,12 @@ def encode_channel(channel: Channel) -> bytes:
     mark = channel.folded
     record["folded"] = None if mark is None else (mark.journal, mark.line, mark.boot_id)
     record["transactions"] = channel.transactions
-    return _seal(_dump(record, f"channel {channel.channel_id}"))
+    return seal(_dump(record, f"channel {channel.channel_id}"))
 
 
 def decode_channel(data: bytes) -> Channel:
     """The record that `encode_channel` wrote. Raises `UnknownVersion`, and nothing else, for any other bytes."""
-    payload = _unseal(data, "channel record")
+    payload = unseal(data, "channel record")
     try:
         return _channel(orjson.loads(payload))
     except (ValueError, TypeError, KeyError) as error:
@@ -99,12 +99,12 @@ def encode_int(value: int) -> bytes:
     """A counter's bytes. Raises ``ValueError`` beyond 128 bits."""
     if not -UINT128_MAX <= value <= UINT128_MAX:
         raise ValueError(f"a counter of {value.bit_length()} bits: a store keeps up to 128 bits")
-    return _seal(b"%d" % value)
+    return seal(b"%d" % value)
 
 
 def decode_int(data: bytes) -> int:
     """The counter that `encode_int` wrote. Raises `UnknownVersion`, and nothing else, for any other bytes."""
-    payload = _unseal(data, "counter")
+    payload = unseal(data, "counter")
     try:
         value = int(payload)
     except ValueError as error:
@@ -114,11 +114,13 @@ def decode_int(data: bytes) -> int:
     return value
 
 
-def _seal(payload: bytes) -> bytes:
+def seal(payload: bytes) -> bytes:
+    """`payload` as everything in the store is written: with its format and its checksum."""
     return _PREFIX + zlib.crc32(payload, FORMAT).to_bytes(4) + payload
 
 
-def _unseal(data: bytes, what: str) -> bytes:
+def unseal(data: bytes, what: str) -> bytes:
+    """What `seal` was given. Raises `UnknownVersion` for any other bytes."""
     if len(data) < _HEADER_BYTES:
         _damaged(what, f"only {len(data)} bytes")
     if data[0] != FORMAT:
@@ -231,8 +233,8 @@ def _pending(record: object) -> PendingTransaction:
     match record["kind"]:
         case "open" | "top_up" as kind:
             pass
-        case other:
-            raise ValueError(f"a pending transaction of kind {str(other)[:20]}")
+        case _:
+            raise ValueError("a pending transaction of an unknown kind")
     return PendingTransaction(
         kind=kind,
         raw=_string(record["raw"]),

@@ -7,7 +7,8 @@ The rules, first:
 - Once the opening transaction may have left, only the chain decides whether it landed. An answer from the
   server, of whatever kind, never makes it *failed*.
 - Nothing is signed for a channel that is not *open* (or whose opening is on its way).
-- *closed* and *failed* are final, and stay on record as tombstones.
+- *closed* and *failed* are final, and stay on record as tombstones. So does *moved*, unless the channel is moved
+  back: it and its deposit are another store's.
 - A channel *set aside* is never dispatched on again; its deposit is still ours to recover.
 """
 
@@ -27,6 +28,7 @@ class ChannelStatus(StrEnum):
     ASIDE = "aside"
     CLOSED = "closed"
     FAILED = "failed"
+    MOVED = "moved"
 
 
 _S = ChannelStatus
@@ -36,12 +38,13 @@ TRANSITIONS: Final[dict[ChannelStatus, frozenset[ChannelStatus]]] = {
     _S.PROPOSED: frozenset({_S.SENT, _S.OPEN, _S.UNKNOWN, _S.FAILED, _S.CLOSED}),
     _S.SENT: frozenset({_S.OPEN, _S.UNKNOWN, _S.FAILED, _S.CLOSED}),
     _S.UNKNOWN: frozenset({_S.OPEN, _S.FAILED, _S.CLOSED}),
-    _S.OPEN: frozenset({_S.DRAINING, _S.ASIDE, _S.CLOSED}),
+    _S.OPEN: frozenset({_S.DRAINING, _S.ASIDE, _S.CLOSED, _S.MOVED}),
     _S.DRAINING: frozenset({_S.OPEN, _S.CLOSING, _S.ASIDE, _S.CLOSED}),
     _S.CLOSING: frozenset({_S.ASIDE, _S.CLOSED}),
     _S.ASIDE: frozenset({_S.CLOSING, _S.CLOSED}),
     _S.CLOSED: frozenset(),
     _S.FAILED: frozenset(),
+    _S.MOVED: frozenset({_S.OPEN, _S.ASIDE}),
 }
 
 PENDING_OPEN: Final = frozenset({_S.PROPOSED, _S.SENT, _S.UNKNOWN})
@@ -50,8 +53,8 @@ PENDING_OPEN: Final = frozenset({_S.PROPOSED, _S.SENT, _S.UNKNOWN})
 REUSABLE: Final = frozenset({_S.PROPOSED, _S.SENT, _S.UNKNOWN, _S.OPEN})
 """What a look-up by scope may return."""
 
-FINAL: Final = frozenset({_S.CLOSED, _S.FAILED})
-"""Tombstones: nothing of ours is left in the escrow."""
+FINAL: Final = frozenset({_S.CLOSED, _S.FAILED, _S.MOVED})
+"""Tombstones: nothing is left in the escrow that is to be brought home from this store."""
 
 
 class IllegalTransition(ValueError):

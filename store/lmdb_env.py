@@ -6,6 +6,7 @@ that a full disk cannot hold, would be a SIGBUS. Both are met here, before the m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ def open_environment(directory: Path, map_size: int) -> lmdb.Environment:
         env.reader_check()
         _refuse_truncated(env, directory)
         _mark(env, directory)
+        _keep_names(directory)
     except lmdb.Error as error:
         env.close()
         raise explained(error, directory) from error
@@ -86,6 +88,26 @@ def open_environment(directory: Path, map_size: int) -> lmdb.Environment:
         env.close()
         raise
     return env
+
+
+def _keep_names(directory: Path) -> None:
+    """After a power cut the files are found by their names: a sync of a file need not take its directory along."""
+    for one in (directory, directory.parent):
+        with contextlib.suppress(OSError):  # not ours to read, or a file system that knows no such thing
+            fd = os.open(one, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+def write_into_copy(directory: Path, key: bytes, value: bytes) -> None:
+    """Put one key into a copy that nobody has opened. Durable when this returns; raises `StoreUnavailable`."""
+    try:
+        with lmdb.open(os.fspath(directory), create=False, lock=False) as env, env.begin(write=True) as txn:
+            txn.put(key, value)
+    except lmdb.Error as error:
+        raise explained(error, directory) from error
 
 
 def explained(error: Exception, directory: Path) -> StoreUnavailable:

@@ -77,6 +77,25 @@ class _Engine:
                 snapshot.close()
                 txn.abort()
 
+    def copy(self, target: Path, meanwhile: Callable[[], T]) -> T:
+        """The whole store, as it is at one moment, into the directory `target`.
+
+        `meanwhile` is called in that moment, in which no process writes; what it returns is returned. Only the
+        moment stops writers, the copying does not.
+        """
+        with self._remap:
+            writing = self._env.begin(write=True)  # ends in this thread, too
+            try:
+                snapshot = self._env.begin()
+                found = meanwhile()
+            finally:
+                writing.abort()
+            try:
+                self._env.copy(os.fspath(target), compact=True, txn=snapshot)
+            finally:
+                snapshot.abort()
+        return found
+
     def drain(self, *, stop: bool = False) -> None:
         """Wait until all that was handed in has its outcome."""
         barrier = _Barrier(threading.Event(), stop)
@@ -234,6 +253,18 @@ class LmdbBackend:
             return await self._hand_in(lambda transaction: work(Snapshot(transaction)))
         except lmdb.Error as error:
             raise explained(error, self._engine.directory) from error
+
+    async def copy(self, target: Path, meanwhile: Callable[[], T]) -> T:
+        """A copy of the store in the new, private directory `target`, while it is in use; see `_Engine.copy`.
+
+        Durable when this returns. Raises `StoreUnavailable`; then what is in `target` is of no use.
+        """
+        self._check_open()
+        await self._hand_in(lambda txn: None)  # the writer thread learns if another process has grown the map
+        try:
+            return await asyncio.to_thread(self._engine.copy, target, meanwhile)
+        except (lmdb.Error, OSError) as error:
+            raise StoreUnavailable(f"the store could not be copied to {target}: {error}") from error
 
     async def close(self) -> None:
         if self._closing is None:

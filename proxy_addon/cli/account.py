@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy_addon.cli.lines import Entry, Pick, read_ledger
+from proxy_addon.cli.next_steps import Outlook, next_step
 from proxy_addon.cli.output import utc
-from proxy_addon.cli.records import Ownership, View
+from proxy_addon.cli.records import View
 from store.amounts import Token
-from store.lifecycle import FINAL, PENDING_OPEN, ChannelStatus
+from store.lifecycle import FINAL
 from store.records import Channel
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ AMOUNTS: Final = (
 _EVENTS: Final = frozenset(
     {
         *("opened", "open-failed", "topped-up", "top-up-failed", "set-aside", "recovered"),
-        *("close-sent", "close-requested", "fee", "closed"),
+        *("written-off", "reconciled"),
+        *("close-sent", "close-requested", "close-noticed", "fee", "closed"),
+        *("watchdog", "adopted", "revived"),
+        *("imported", "moved", "assumed-spent"),
     }
 )
 
@@ -84,62 +87,13 @@ def add_up(entries: Iterable[Entry]) -> History:
     return History(len(sent), dict(sorted(ended.items())), tuple(events))
 
 
-def next_step(view: View, token: Token, history: History, now: int) -> str:
-    """What happens to the channel's money from here, and what to do for it. `now` in ms."""
-    channel = view.channel
-    short = channel.channel_id[:10]
-    left = token.show(channel.ceiling - channel.paid - channel.uncertain)
-    if view.ownership is Ownership.LEFT:
-        doubt = f", with {token.show(channel.uncertain)} uncertain" if channel.uncertain else ""
-        return f"its process died: the next proxy or command that uses it recovers it{doubt}"
-    until = utc(channel.pending.valid_before * 1000) if channel.pending is not None else ""
-    match channel.status:
-        case ChannelStatus.FAILED:
-            return f"nothing: {channel.note or 'its opening failed'}; the deposit never left"
-        case ChannelStatus.CLOSED:
-            return f"nothing: {token.show(channel.refunded or 0)} came back"
-        case status if status in PENDING_OPEN:
-            return f"opening: the chain decides, until a block past {until}"
-        case ChannelStatus.ASIDE:
-            return (
-                f"set aside ({channel.note}): bursar channels close {short} brings up to {left} back; where the server"
-                " does not help, with --force"
-            )
-        case ChannelStatus.DRAINING:
-            return f"a close was begun: bursar channels close {short} goes on with it, for {left}"
-        case ChannelStatus.CLOSING if channel.close_amount is not None:
-            return (
-                f"a close of {token.show(channel.close_amount)} was signed: bursar channels close {short} asks the"
-                " server and the chain again"
-            )
-        case ChannelStatus.CLOSING:
-            if not history.ready_at:
-                return (
-                    f"closing by force: bursar channels close --force {short} says from when on to withdraw"
-                )
-            when = "now" if now >= history.ready_at * 1000 else f"after {utc(history.ready_at * 1000)}"
-            return f"closing by force: withdraw {when} with bursar channels close --force {short}"
-        case _:
-            pass
-    if channel.pending is not None:
-        return f"a top-up of {token.show(channel.pending.deposit)}: the chain decides, until a block past {until}"
-    if view.ownership is Ownership.IN_USE:
-        return (
-            f"in use by a running proxy, which gives it back when it is idle; then close to get {left} back"
-        )
-    doubt = ""
-    if channel.uncertain:
-        doubt = f" (and what of the {token.show(channel.uncertain)} uncertain was not charged)"
-    return f"idle: close to get {left} back{doubt}: bursar channels close {short}"
-
-
-def details(view: View, token: Token, history: History) -> list[tuple[str, str]]:
+def details(view: View, token: Token, history: History, outlook: Outlook) -> list[tuple[str, str]]:
     """Name and value of each line, for people."""
     channel, scope = view.channel, view.channel.scope
     pairs = [
         ("channel", channel.channel_id),
         ("status", channel.status + (f" ({view.ownership})" if view.ownership else "")),
-        ("next", next_step(view, token, history, time.time_ns() // 1_000_000)),
+        ("next", next_step(view, token, history.ready_at, outlook)),
         ("host", scope.origin),
         ("resource", channel.resource),
         ("method", f"{scope.family}/{scope.version} on {scope.chain}"),

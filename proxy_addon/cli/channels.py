@@ -4,56 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from proxy_addon.cli import account
-from proxy_addon.cli.failure import Failure, failure_of
-from proxy_addon.cli.handover import wait_option, when_free
+from proxy_addon.cli.channels_close import close, top_up
+from proxy_addon.cli.channels_recover import recover
 from proxy_addon.cli.home import config_option, json_option, load_settings
-from proxy_addon.cli.output import echo_json, printable, short_id, table, utc
-from proxy_addon.cli.wallet import missing_password
-from store.amounts import Token, parse_units
+from proxy_addon.cli.moving import export, import_
+from proxy_addon.cli.next_steps import Outlook, in_short, next_step, outlook_of, ready_times
+from proxy_addon.cli.output import echo_json, printable, short_id, table
+from store import budgets
+from store.amounts import Token
 from store.lifecycle import FINAL, ChannelStatus
 from store.records import Channel
 
 if TYPE_CHECKING:
     from proxy_addon.cli.records import View
     from proxy_addon.config import Settings
-    from proxy_addon.payer.closing import CloseResult
-    from proxy_addon.payer.forcing import GraceRunning
-    from proxy_addon.runtime import Runtime
 
-_NOT_LIMITS: Final = frozenset(
-    {
-        *(
-            "no-channel",
-            "channel-not-open",
-            "pending-unknown",
-            "server-unreachable",
-            "no-challenge",
-            "protocol",
-        ),
-        *("chain-unavailable", "unfunded", "top-up-failed"),
-    }
-)
-"""Why a top-up fails that no limit is against."""
+_REQUESTABLE = (ChannelStatus.ASIDE, ChannelStatus.CLOSING)
+"""Of these only the ledger may know that a close was requested on the chain."""
 
 
 @click.group(name="channels")
 def command() -> None:
-    """List, show, top up and close payment channels. All of it works while a proxy runs.
+    """List, show, top up, close and recover payment channels. All of it works while a proxy runs.
 
     \b
     Examples:
       bursar channels list
       bursar channels close --all
       bursar channels close --force 0x1f3a
+      bursar channels recover --dry-run
     """
+
+
+command.add_command(close)
+command.add_command(top_up)
+command.add_command(recover)
+
+
+command.add_command(export)
+command.add_command(import_)
 
 
 @command.command(name="list")
@@ -61,7 +56,7 @@ def command() -> None:
 @click.option("--all", "everything", is_flag=True, help="Closed and failed ones, too.")
 @json_option
 def list_(config: Path, everything: bool, as_json: bool) -> None:
-    """All channels that may hold a deposit.
+    """All channels that may hold a deposit: what is locked, what of it comes back, and when.
 
     \b
     Example:
@@ -69,15 +64,21 @@ def list_(config: Path, everything: bool, as_json: bool) -> None:
     """
     settings = load_settings(config)
     views = [view for view in _views(settings) if everything or view.channel.status not in FINAL]
+    waiting = any(view.channel.status in _REQUESTABLE for view in views)
+    ready = ready_times(settings.store.ledger) if waiting else {}
+    outlook = outlook_of(settings)
     if as_json:
-        echo_json([_as_json(settings, view) for view in views])
+        echo_json([_as_json(settings, view, ready, outlook) for view in views])
         return
     if not views:
         click.echo("no channels" if everything else "no open channels (--all shows closed ones)", err=True)
         return
-    rows = [_row(settings, view) for view in views]
-    header = ("CHANNEL", "HOST", "STATUS", "DEPOSIT", "PAID", "UNCERTAIN", "LEFT", "TOKEN", "OPENED", "OWNER")
-    click.echo(table(header, rows, right=("DEPOSIT", "PAID", "UNCERTAIN", "LEFT")))
+    rows = [_row(settings, view, ready, outlook) for view in views]
+    amounts = ("LOCKED", "AUTHORISED", "PAID", "UNCERTAIN", "SETTLED", "LEFT")
+    header = ("CHANNEL", "HOST", "STATUS", *amounts, "TOKEN", "NEXT", "OWNER")
+    click.echo(table(header, rows, right=amounts))
+    for line in _totals(settings, views):
+        click.echo(line)
 
 
 @command.command(name="show")
@@ -98,175 +99,15 @@ def show(config: Path, as_json: bool, channel_id: str) -> None:
     channel = one_of((view.channel for view in views), channel_id)
     view = next(view for view in views if view.channel is channel)
     history = account.history_of(settings, channel.channel_id)
+    outlook = outlook_of(settings)
     if as_json:
-        now = time.time_ns() // 1_000_000
-        following = account.next_step(view, _token(settings, channel), history, now)
-        echo_json(_as_json(settings, view) | {"next": following, "history": account.as_json(history)})
+        told = _as_json(settings, view, {channel.channel_id: history.ready_at}, outlook)
+        echo_json(told | {"history": account.as_json(history)})
         return
-    pairs = account.details(view, _token(settings, channel), history)
+    pairs = account.details(view, _token(settings, channel), history, outlook)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         click.echo(f"{name.ljust(width)}  {printable(value)}")
-
-
-@command.command(name="close")
-@config_option
-@click.option("--all", "everything", is_flag=True, help="Every channel that is not closed.")
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Without the server: request the close on the chain now, withdraw when run again after 16 minutes.",
-)
-@wait_option
-@json_option
-@click.argument("channel_id", metavar="[ID]", required=False)
-def close(
-    config: Path, everything: bool, force: bool, wait: float, as_json: bool, channel_id: str | None
-) -> None:
-    """Close a channel: the payee gets what it earned, the rest of the deposit comes back.
-
-    A channel that a running proxy uses is waited for: it is given back a few seconds after its last request.
-
-    \b
-    Examples:
-      bursar channels close 0x1f3a
-      bursar channels close --all
-    """
-    if everything == (channel_id is not None):
-        raise click.UsageError("name one channel, or --all")
-    settings = load_settings(config)
-    os.environ.update(missing_password(settings))
-    code = asyncio.run(_close(settings, channel_id, wait, force=force, as_json=as_json))
-    if code:
-        raise SystemExit(code)
-
-
-@command.command(name="top-up")
-@config_option
-@wait_option
-@json_option
-@click.argument("channel_id", metavar="ID")
-@click.argument("amount", metavar="AMOUNT")
-def top_up(config: Path, wait: float, as_json: bool, channel_id: str, amount: str) -> None:
-    """Add AMOUNT (in the channel's token, such as 0.50) to a channel's deposit.
-
-    Within the limits of the host's rule: max_deposit for the channel, max_deposits_per_day. A proxy tops up by
-    itself when a deposit runs low; this is for more than that.
-
-    \b
-    Example:
-      bursar channels top-up 0x1f3a 0.50
-    """
-    settings = load_settings(config)
-    os.environ.update(missing_password(settings))
-    asyncio.run(_top_up(settings, channel_id, amount, wait, as_json=as_json))
-
-
-async def _top_up(settings: Settings, start: str, amount: str, wait: float, *, as_json: bool) -> None:
-    from proxy_addon.cli.records import one_of
-    from proxy_addon.core.errors import LocalRefusal
-    from proxy_addon.payer.by_hand import top_up_channel
-    from proxy_addon.runtime import open_runtime
-
-    runtime = await open_runtime(settings, need_signer=True)
-    try:
-        channel = one_of(await runtime.store.all(), start)
-        token = _token(settings, channel)
-        try:
-            units = parse_units(amount, token.decimals, "AMOUNT")
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
-        if not units:
-            raise click.UsageError("AMOUNT must be more than 0")
-        policy = settings.spend_policy()
-        channel = await when_free(
-            channel.channel_id,
-            wait,
-            lambda: top_up_channel(runtime.parts, policy, channel.channel_id, units),
-        )
-    except LocalRefusal as error:
-        if error.reason in _NOT_LIMITS:
-            raise Failure(str(error)) from None
-        raise
-    finally:
-        await runtime.close()
-    if as_json:
-        echo_json(
-            {
-                "channel": channel.channel_id,
-                "status": channel.status.value,
-                "added": str(units),
-                "deposit": str(channel.deposit),
-                "fees": str(channel.fees),
-                "tx": channel.transactions[-1],
-            }
-        )
-        return
-    click.echo(
-        f"topped up {channel.channel_id} of {channel.scope.host} by {token.show(units)}:"
-        f" its deposit is {token.show(channel.deposit)} ({channel.transactions[-1]})"
-    )
-
-
-async def _close(
-    settings: Settings, channel_id: str | None, wait: float, *, force: bool, as_json: bool
-) -> int:
-    """Close one after the other; the first failure's exit code, or 0."""
-    from proxy_addon.cli.records import one_of
-    from proxy_addon.runtime import open_runtime
-
-    runtime = await open_runtime(settings, need_signer=True)
-    try:
-        channels = await runtime.store.all()
-        if channel_id is not None:
-            chosen = [one_of(channels, channel_id)]
-        else:
-            chosen = [channel for channel in channels if channel.status not in FINAL]
-        told: list[dict[str, Any]] = []
-        code = 0
-        for channel in chosen:
-            try:
-                result = await _close_one(runtime, channel.channel_id, wait, force=force)
-            except Exception as error:  # one that cannot be closed does not keep the others open
-                if channel_id is not None:
-                    raise
-                failure = failure_of(error)
-                code = code or failure.exit_code
-                told.append({"channel": channel.channel_id, "error": failure.message})
-                if not as_json:
-                    click.echo(f"bursar: {channel.channel_id}: {failure.message}", err=True)
-                continue
-            told.append(_result_json(result))
-            if not as_json:
-                click.echo(_result_line(_token(settings, channel), result))
-        if as_json:
-            echo_json(told if channel_id is None else told[0])
-        elif not chosen:
-            click.echo("no open channels", err=True)
-        return code
-    finally:
-        await runtime.close()
-
-
-async def _close_one(
-    runtime: Runtime, channel_id: str, wait: float, *, force: bool
-) -> CloseResult | GraceRunning:
-    """One step of a close; a forced one that is on its way goes on as it began."""
-    from proxy_addon.core.errors import LocalRefusal
-    from proxy_addon.payer.closing import close_channel
-    from proxy_addon.payer.forcing import force_close
-
-    async def work() -> CloseResult | GraceRunning:
-        channel = await runtime.store.find(channel_id)
-        forced = (
-            channel is not None and channel.status is ChannelStatus.CLOSING and channel.close_amount is None
-        )
-        return await (force_close if force or forced else close_channel)(runtime.parts, channel_id)
-
-    try:
-        return await when_free(channel_id, wait, work)
-    except LocalRefusal as error:  # no policy refused: the server or the chain did not help
-        raise Failure(str(error)) from None
 
 
 def _views(settings: Settings) -> list[View]:
@@ -279,32 +120,53 @@ def _token(settings: Settings, channel: Channel) -> Token:
     return settings.token(channel.scope.chain, channel.scope.token)
 
 
-def _row(settings: Settings, view: View) -> tuple[str, ...]:
+def _row(settings: Settings, view: View, ready: dict[str, int], outlook: Outlook) -> tuple[str, ...]:
     channel = view.channel
     token = _token(settings, channel)
 
     def show(amount: int) -> str:
         return token.show(amount).partition(" ")[0]
 
-    left = channel.ceiling - channel.paid - channel.uncertain
     return (
         short_id(channel.channel_id),
         channel.scope.host,
         channel.status,
-        show(channel.ceiling),
-        show(channel.paid),
-        show(channel.uncertain),
-        "" if channel.status in FINAL else show(left),
+        *(show(amount) for amount in (budgets.locked(channel), channel.authorised, channel.paid)),
+        *(show(amount) for amount in (channel.uncertain, channel.settled)),
+        "" if channel.status in FINAL else show(_left(channel)),
         token.symbol,
-        utc(channel.opened_at),
+        in_short(view, ready.get(channel.channel_id, 0), outlook),
         view.ownership,
     )
 
 
-def _as_json(settings: Settings, view: View) -> dict[str, Any]:
+def _left(channel: Channel) -> int:
+    """What comes back of the deposit, if all that is uncertain was charged."""
+    return channel.ceiling - channel.paid - channel.uncertain
+
+
+def _totals(settings: Settings, views: list[View]) -> list[str]:
+    """What is locked, per token."""
+    by_token: dict[tuple[str, str], list[Channel]] = {}
+    for view in views:
+        if view.channel.status not in FINAL:
+            scope = view.channel.scope
+            by_token.setdefault((scope.chain, scope.token), []).append(view.channel)
+    lines = []
+    for channels in by_token.values():
+        token = _token(settings, channels[0])
+        locked = token.show(sum(budgets.locked(channel) for channel in channels))
+        left = token.show(sum(_left(channel) for channel in channels))
+        what = "1 channel" if len(channels) == 1 else f"{len(channels)} channels"
+        lines.append(f"{locked} locked in {what}, of which {left} come back when they are closed")
+    return lines
+
+
+def _as_json(settings: Settings, view: View, ready: dict[str, int], outlook: Outlook) -> dict[str, Any]:
     channel = view.channel
     token = _token(settings, channel)
-    value: dict[str, Any] = {
+    ready_at = ready.get(channel.channel_id, 0)
+    return {
         "channel": channel.channel_id,
         "status": channel.status.value,
         "ownership": view.ownership.value,
@@ -313,6 +175,7 @@ def _as_json(settings: Settings, view: View) -> dict[str, Any]:
         "resource": channel.resource,
         "symbol": token.symbol,
         "decimals": token.decimals,
+        "locked": str(budgets.locked(channel)),
         **account.fields(channel),
         "captured": None if channel.captured is None else str(channel.captured),
         "refunded": None if channel.refunded is None else str(channel.refunded),
@@ -322,41 +185,6 @@ def _as_json(settings: Settings, view: View) -> dict[str, Any]:
         "note": channel.note,
         "opened_at": channel.opened_at,
         "updated_at": channel.updated_at,
+        "ready_at": ready_at or None,
+        "next": next_step(view, token, ready_at, outlook),
     }
-    return value
-
-
-def _result_json(result: CloseResult | GraceRunning) -> dict[str, Any]:
-    from proxy_addon.payer.forcing import GraceRunning
-
-    if isinstance(result, GraceRunning):
-        return {
-            "channel": result.channel.channel_id,
-            "status": result.channel.status.value,
-            "ready_at": result.ready_at,
-        }
-    return {
-        "channel": result.channel.channel_id,
-        "status": result.channel.status.value,
-        "deposit": str(result.deposit),
-        "captured": str(result.captured),
-        "refunded": str(result.refunded),
-        "tx": result.tx_hash,
-    }
-
-
-def _result_line(token: Token, result: CloseResult | GraceRunning) -> str:
-    channel = result.channel
-    from proxy_addon.payer.forcing import GraceRunning
-
-    if isinstance(result, GraceRunning):
-        return (
-            f"{channel.channel_id} of {channel.scope.host} is closing by force: run this again after"
-            f" {utc(result.ready_at * 1000)}, and its deposit is withdrawn"
-        )
-    if channel.status is not ChannelStatus.CLOSED:
-        return f"{channel.channel_id} is {channel.status}: {channel.note or 'its deposit never left'}"
-    return (
-        f"closed {channel.channel_id} of {channel.scope.host}: {token.show(result.captured)} captured,"
-        f" {token.show(result.refunded)} refunded ({result.tx_hash or 'transaction unknown'})"
-    )

@@ -25,7 +25,7 @@ _CODES: Final = {
     "proxy_addon.signer.KeyRejected": ExitCode.CONFIG,
     "proxy_addon.core.errors.LocalRefusal": ExitCode.REFUSED,
     "proxy_addon.core.errors.BursarError": ExitCode.FAILED,
-    "store.channels.LimitExceeded": ExitCode.REFUSED,
+    "store.charging.LimitExceeded": ExitCode.REFUSED,
     "store.channels.ScopeFull": ExitCode.REFUSED,
     "store.contract.StoreError": ExitCode.STORE,
     "store.account.IllegalMove": ExitCode.STORE,

@@ -131,7 +131,9 @@ def _new_password(variable: str | None) -> str:
             raise Failure(f"the environment variable {variable} is not set", ExitCode.CONFIG)
         return word
     if not sys.stdin.isatty():
-        raise Failure("there is no terminal to ask for the new password: name a variable with --new-password-env")
+        raise Failure(
+            "there is no terminal to ask for the new password: name a variable with --new-password-env"
+        )
     word = ask_password("The new password")
     if not word:
         raise Failure("an empty password protects nothing; nothing was changed", ExitCode.CONFIG)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from proxy_addon.cli.failure import ExitCode
 from proxy_addon.cli.home import config_option, json_option, load_settings
@@ -20,6 +21,7 @@ from proxy_addon.cli.lines import Entry, Pick, parse_time, read_ledger
 from proxy_addon.cli.output import echo_json, printable, short_id, table, token_named
 from proxy_addon.cli.summary import sums_as_json
 from proxy_addon.cli.sums import Difference, Sums, add_up, differences
+from proxy_addon.cli.verify import verify
 
 if TYPE_CHECKING:
     from proxy_addon.config import Settings
@@ -44,7 +46,7 @@ def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
         ) from None
 
 
-@click.command(name="ledger")
+@click.group(name="ledger", invoke_without_command=True)
 @config_option
 @click.option("--host", help="Only this host (name, or name:port).")
 @click.option(
@@ -59,7 +61,9 @@ def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
     "--sum", "summed", is_flag=True, help="Write what the lines add up to, and compare with the store."
 )
 @json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     config: Path,
     host: str | None,
     since: str | None,
@@ -81,7 +85,12 @@ def command(
       bursar ledger --since 24h --host api.example.com
       bursar ledger --sum
       bursar ledger --json | jq 'select(.kind == "ended")'
+      bursar ledger verify
     """
+    if ctx.invoked_subcommand is not None:
+        if ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+            ctx.default_map = {ctx.invoked_subcommand: {"config": config}}
+        return
     if as_csv and (as_json or summed):
         raise click.UsageError("--csv goes with neither --json nor --sum")
     settings = load_settings(config)
@@ -97,6 +106,9 @@ def command(
         _write_csv(picked)
     else:
         _write_table(picked, everything=everything or bool(kinds))
+
+
+command.add_command(verify)
 
 
 def _write_csv(entries: Iterator[Entry]) -> None:
@@ -172,7 +184,7 @@ def _sum_and_compare(settings: Settings, pick: Pick) -> tuple[Sums, list[Differe
         before = _size(settings.store.ledger)
         channels = [view.channel for view in asyncio.run(read_channels(settings))]
         sums = add_up(entry for entry in read_ledger(settings.store.ledger) if pick.takes(entry))
-        found = differences(sums.paid_by_channel, channels, pick.channel or "")
+        found = differences(sums.paid_by_channel, channels, pick.channel or "", closing=sums.closing)
         if not found or _size(settings.store.ledger) == before or attempt == 2:
             break  # else a running proxy wrote meanwhile: look again
     return sums, found

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from store.journal import SUFFIX, Line, read_lines
+from store import journal
+from store.journal import Line, read_lines
+from store.ledger_files import journal_of, journals
 
 _AGE: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])\Z")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -68,13 +71,25 @@ class Pick:
 
 
 def read_ledger(directory: Path) -> Iterator[Entry]:
-    """All lines of all journals by time; of one journal, in the order in which they were written."""
-    files = sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else []
-    return heapq.merge(*(_of_file(path) for path in files), key=lambda entry: entry.text("t"))
+    """All lines of all journals by time; of one journal, in the order in which they were written.
+
+    A journal is looked into when its time has come: there is one for each process that ever ran.
+    """
+    waiting = deque(sorted((_first_time(files), name) for name, files in journals(directory).items()))
+    reading: list[tuple[str, str, Entry, Iterator[Entry]]] = []  # by the time of each one's next line
+    while waiting or reading:
+        if waiting and (not reading or waiting[0][0] <= reading[0][0]):
+            name = waiting.popleft()[1]
+            _push(reading, name, _of_journal(directory, name))
+        else:
+            _, name, entry, rest = heapq.heappop(reading)
+            yield entry
+            _push(reading, name, rest)
 
 
 def read_journal(path: Path) -> Iterator[Entry]:
-    return _of_file(path)
+    """All lines of the journal that `path` is a file of."""
+    return _of_journal(path.parent, journal_of(path)[0])
 
 
 def parse_time(text: str, now: datetime) -> str:
@@ -88,9 +103,20 @@ def parse_time(text: str, now: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _of_file(path: Path) -> Iterator[Entry]:
-    journal = path.name.removesuffix(SUFFIX)
-    return (Entry(journal, line) for line in read_lines(path))
+def _of_journal(directory: Path, name: str) -> Iterator[Entry]:
+    return (Entry(name, line) for line in journal.read_journal(directory, name))
+
+
+def _push(
+    reading: list[tuple[str, str, Entry, Iterator[Entry]]], name: str, entries: Iterator[Entry]
+) -> None:
+    if (entry := next(entries, None)) is not None:
+        heapq.heappush(reading, (entry.text("t"), name, entry, entries))
+
+
+def _first_time(files: list[Path]) -> str:
+    line = next(read_lines(files[0]), None)
+    return "" if line is None else str(line.fields.get("t", ""))
 
 
 def _same_host(found: str, asked: str) -> bool:

@@ -43,7 +43,7 @@ async def read_channels(settings: Settings) -> list[View]:
         return []  # looking does not make one
     store = await open_store(settings)
     try:
-        return [_view(settings, store, channel) for channel in await store.all()]
+        return [view_of(settings, store, channel) for channel in await store.all()]
     finally:
         await store.close()
 
@@ -72,7 +72,8 @@ def one_of(channels: Iterable[Channel], start: str) -> Channel:
     )
 
 
-def _view(settings: Settings, store: ChannelStore, channel: Channel) -> View:
+def view_of(settings: Settings, store: ChannelStore, channel: Channel) -> View:
+    """A record as its owner, or the next one, will have it."""
     if channel.status in FINAL:
         return View(channel, Ownership.GONE)
     if channel.owner is None:

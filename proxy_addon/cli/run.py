@@ -69,6 +69,7 @@ def command(
         host=host,
         port=port,
         upstream_ca=settings.proxy.upstream_ca,
+        auth_file=settings.proxy.auth_file,
         extra=mitmdump_options,
         tell=tell if ready_fd is None else announce(ready_fd),
         lifeline=lifeline_fd,

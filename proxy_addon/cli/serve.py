@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +23,15 @@ from proxy_addon import addon
 from proxy_addon.cli.ca import bundle, ensure_ca, public_authorities
 from proxy_addon.cli.failure import ExitCode, Failure, failure_of
 from proxy_addon.cli.home import home_of
-from proxy_addon.mitm import dispatch
+from proxy_addon.mitm import dispatch, door
 
 READY_LIMIT: Final = 4096
 """Longest message on the ready pipe, in bytes: one write that a pipe takes whole."""
+
+_OPEN_DOOR: Final = (
+    "at %s, other machines could spend from this wallet: nobody is asked for a password. Name a file of users and"
+    " passwords in [proxy].auth_file, or listen on 127.0.0.1"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ def serve(
     host: str,
     port: int,
     upstream_ca: Path | None,
+    auth_file: Path | None = None,
     extra: Sequence[str],
     tell: Callable[[Listening], None],
     lifeline: int | None = None,
@@ -94,6 +101,29 @@ def serve(
                 addons
             )  # the same hooks, found faster; where it cannot, all is right, only slower
             addons.add(payer, Ready(payer, tell, lifeline))
+            self._stopping: asyncio.Task[None] | None = None
+
+        async def run(self) -> None:
+            """All options are final; nothing listens yet."""
+            if doors := door.open_doors(door.to_listen(self.options), self.options):
+                raise Failure(_OPEN_DOOR % doors, ExitCode.CONFIG)
+            await super().run()
+
+        def shutdown(self) -> None:
+            """At a signal, or the end of the lifeline: what is under way ends first, and all addons hear of it."""
+            self.event_loop.call_soon_threadsafe(self._stop)
+
+        def _stop(self) -> None:
+            if self._stopping is None:
+                self._stopping = asyncio.create_task(self._drain(), name="bursar-drain")
+            else:
+                payer.draining.hurry()
+
+        async def _drain(self) -> None:
+            try:
+                await payer.drain()
+            finally:
+                super().shutdown()  # type: ignore[no-untyped-call]
 
     arguments = [
         *("--set", f"confdir={home.ca}"),
@@ -101,6 +131,7 @@ def serve(
         *("--listen-host", host),
         *("--listen-port", str(port)),
         *_trusting(upstream_ca, home.ca),
+        *_asking(auth_file),
         *extra,
     ]
     try:
@@ -137,6 +168,19 @@ def _trusting(upstream_ca: Path | None, directory: Path) -> list[str]:
         raise Failure(f"proxy.upstream_ca: there is no file {upstream_ca}", ExitCode.CONFIG)
     trusted = bundle(directory, [public_authorities(), upstream_ca])
     return ["--set", f"ssl_verify_upstream_trusted_ca={trusted}"]
+
+
+def _asking(auth_file: Path | None) -> list[str]:
+    """Clients for a user name and a password. Here, no other process sees the option."""
+    if auth_file is None:
+        return []
+    if not auth_file.is_file():
+        raise Failure(f"proxy.auth_file: there is no file {auth_file}", ExitCode.CONFIG)
+    mode = auth_file.stat().st_mode
+    if mode & 0o077:
+        shown = f"{auth_file} is open to others (mode {stat.S_IMODE(mode):o})"
+        raise Failure(f"proxy.auth_file: {shown}: chmod 600 {auth_file}", ExitCode.CONFIG)
+    return ["--set", f"proxyauth=@{auth_file}"]
 
 
 def _filters(args: Any) -> dict[str, str]:

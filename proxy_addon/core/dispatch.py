@@ -34,11 +34,7 @@ def raise_sizes(
     channel: Channel, demands: Sequence[Demand], *, others_in_flight: int, ahead_limit: int
 ) -> tuple[int, ...]:
     """How far to raise ``authorised`` for `demands` together, the preferred size first; (0,) if nothing is needed."""
-    forced = (
-        channel.equal_refused
-        or channel.authorised <= channel.settled
-        or any(one.bump or one.write_off for one in demands)
-    )
+    forced = _forced(channel, demands)
     wanted = sum(one.price for one in demands) - channel.free
 
     def size(ahead: int) -> int:
@@ -53,6 +49,22 @@ def raise_sizes(
         price = max(one.price for one in demands)
         ahead = min(AHEAD_PER_REQUEST * others_in_flight * price, ahead_limit)
     return tuple(dict.fromkeys((size(ahead), size(0))))
+
+
+def needed(channel: Channel, demand: Demand) -> int:
+    """How far `demand` alone makes ``authorised`` rise, with nothing ahead: what the deposit must have room for."""
+    free = 0 if demand.write_off else channel.free
+    missing = max(0, demand.price - free)
+    return max(missing, channel.min_delta) if missing or _forced(channel, (demand,)) else 0
+
+
+def _forced(channel: Channel, demands: Sequence[Demand]) -> bool:
+    """Is a raise needed although enough may be free?"""
+    return (
+        channel.equal_refused
+        or channel.authorised <= channel.settled
+        or any(one.bump or one.write_off for one in demands)
+    )
 
 
 def share(channel: Channel, price: int, raised: int) -> int:

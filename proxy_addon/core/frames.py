@@ -8,6 +8,7 @@ the application's own, and so is every binary message. What claims to be a payme
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +19,17 @@ from proxy_addon.core.strict_json import check_depth
 NORMAL: Final = 1000
 POLICY: Final = 1008
 _REASON_LIMIT: Final = 123  # bytes, RFC 6455 section 5.5
+_TEXT_LIMIT: Final = 200  # characters of a server's words that are worth a log line
+_MAX_DIGITS: Final = 80
+
+# How a payment frame begins, as the servers of this protocol write it.
+_CLAIMS: Final = re.compile(
+    r'[ \t\r\n]*+\{[ \t\r\n]*+"mpp"[ \t\r\n]*+:[ \t\r\n]*+"(authorization|payment-[a-z-]{1,40}+)"'
+)
+# As lenient as the application's own reader; but a number without end is no reason to take a frame for its words.
+_DECODER: Final = json.JSONDecoder(
+    parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else float("inf")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +87,10 @@ def read(text: str) -> Frame | None:
         return None
     try:
         check_depth(text, "frame")
-        found = json.loads(text)
-    except (ValueError, RecursionError, RemoteProtocolError):
-        return None
+        found = _DECODER.decode(text)
+    except (ValueError, RecursionError, RemoteProtocolError) as error:
+        claimed = _CLAIMS.match(text)
+        return None if claimed is None else Unreadable(claimed[1], printable(str(error)))
     if not isinstance(found, dict):
         return None
     name, data = found.get("mpp"), found.get("data")
@@ -93,14 +106,20 @@ def read(text: str) -> Frame | None:
                 return CloseReady(parse_receipt_json(json.dumps(data)))
             case "payment-error":
                 status = found.get("status")
-                return Failed(status if isinstance(status, int) else 0, str(found.get("message", "")))
+                status = status if type(status) is int and 100 <= status <= 599 else 0
+                return Failed(status, printable(str(found.get("message", ""))))
             case "authorization" | "payment-close-request":
                 return Unreadable(name, "only clients send this")
             case str() if name.startswith("payment-"):
-                return Unreadable(name[:40], "unknown")
+                return Unreadable(printable(name[:40]), "unknown")
     except (RemoteProtocolError, RecursionError) as error:
-        return Unreadable(str(name), str(error))
+        return Unreadable(str(name), printable(str(error)))
     return None
+
+
+def printable(text: str) -> str:
+    """What a log line may hold of a server's words."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:_TEXT_LIMIT])
 
 
 def _well_formed(text: str) -> str:

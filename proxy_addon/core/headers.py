@@ -129,15 +129,15 @@ def _parse_field(text: str) -> list[AuthChallenge]:
             continue
         name = name.lower()
         if not scheme:
-            problem = problem or f"parameter {name} stands before any scheme"
+            problem = problem or f"parameter {name[:40]} stands before any scheme"
         elif token68 is not None:
-            problem = problem or f"parameter {name} follows a token68"
+            problem = problem or f"parameter {name[:40]} follows a token68"
         elif name in params:
-            problem = problem or f"parameter {name} appears more than once"
+            problem = problem or f"parameter {name[:40]} appears more than once"
         quoted = element["quoted"]
         params[name] = value = element["token"] if quoted is None else _unescape(quoted)
         if quoted is not None and _FORBIDDEN.search(value):
-            problem = problem or f"parameter {name} holds an escaped control character"
+            problem = problem or f"parameter {name[:40]} holds an escaped control character"
     finish()
     return challenges
 
@@ -284,13 +284,14 @@ def parse_retry_after(value: str, now: int) -> int | None:
     text = value.strip("\t ")
     if _SECONDS.match(text):
         return int(text) if len(text) <= 10 and int(text) < _LONGEST_WAIT else _LONGEST_WAIT
-    moment = _http_date(text, now)
+    moment = parse_http_date(text, now)
     if moment is None:
         return None
     return min(max(0, -((now - moment) // 1000)), _LONGEST_WAIT)
 
 
-def _http_date(text: str, now: int) -> int | None:
+def parse_http_date(text: str, now: int) -> int | None:
+    """An HTTP-date in ms, or None if it is none (RFC 9110 section 5.6.7). `now` (ms) says which century it is."""
     found = next((match for form in _HTTP_DATES if (match := form.match(text))), None)
     if found is None:
         return None

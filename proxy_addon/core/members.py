@@ -16,6 +16,9 @@ _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}\Z")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _BYTES: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+\Z")
 
+EXACT_LIMIT: Final = 2**53 - 1
+"""The largest JSON number that every reader takes for the same integer (RFC 8259 section 6)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Members:
@@ -90,4 +93,4 @@ class Members:
     def units(self) -> int | None:
         """Units are told, not paid: a number of them that is none counts as absent."""
         units = self.values.get("units")
-        return units if type(units) is int and units >= 0 else None
+        return units if type(units) is int and 0 <= units <= EXACT_LIMIT else None

@@ -317,6 +317,7 @@ def _shown(amount: int | None) -> str | None:
 # --- Problem ---------------------------------------------------------------------------------------------
 
 PROBLEM_BASE: Final = "https://paymentauth.org/problems/"
+_KIND: Final = re.compile(r"[a-z0-9][a-z0-9/_-]{0,63}\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,8 +333,14 @@ class Problem:
 
     @property
     def kind(self) -> str | None:
-        """``session/insufficient-balance``, ``verification-failed``, …; None if not of the Payment scheme."""
-        return self.type.removeprefix(PROBLEM_BASE) or None if self.type.startswith(PROBLEM_BASE) else None
+        """``session/insufficient-balance``, ``verification-failed``, …; None if not of the Payment scheme.
+
+        It gets into logs, ledgers and records: what no kind of the scheme looks like is called ``unreadable``.
+        """
+        if not self.type.startswith(PROBLEM_BASE) or self.type == PROBLEM_BASE:
+            return None
+        kind = self.type.removeprefix(PROBLEM_BASE)
+        return kind if _KIND.match(kind) else "unreadable"
 
 
 def parse_problem(content_type: str, body: bytes) -> Problem | None:
@@ -349,7 +356,7 @@ def parse_problem(content_type: str, body: bytes) -> Problem | None:
         type=_string(values, "type") or "about:blank",
         title=_string(values, "title"),
         detail=_string(values, "detail"),
-        status=status if type(status) is int else None,
+        status=status if type(status) is int and 100 <= status <= 599 else None,
         challenge_id=_string(values, "challengeId"),
         required_top_up=_amount(values, "requiredTopUp"),
     )

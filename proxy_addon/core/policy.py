@@ -17,6 +17,10 @@ from store import budgets
 from store.amounts import Token, parse_units
 from store.records import CounterMove
 
+LOCAL_CLIENT: Final = "local"
+"""Who a client is where nobody has to say who he is: all on this machine are one."""
+
+_MOST_REMEMBERED: Final = 10_000
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -27,6 +31,13 @@ class Origin:
     scheme: str
     host: str
     port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """What ``str`` wrote. Raises ``ValueError`` for anything else."""
+        scheme, _, authority = text.partition("://")
+        host, _, port = authority.rpartition(":")
+        return cls(scheme, host.strip("[]"), int(port))
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self._bracketed}:{self.port}"
@@ -80,6 +91,12 @@ class HostRule:
     chains: frozenset[str] = frozenset()
     allow_http: bool = False
     websocket_paths: frozenset[str] = frozenset()  # paid in-band
+    pin_payee: bool = False  # hold each origin to the payee that it was first paid as
+    breaker_failures: int = 5
+    breaker_max_undelivered: str | None = (
+        None  # a quarter of max_per_day, and no less than failures × max_price
+    )
+    breaker_retry_after_s: int = 60
 
     def matches(self, origin: Origin) -> bool:
         host, _, port = self.pattern.rpartition(":") if _has_port(self.pattern) else (self.pattern, "", "")
@@ -108,6 +125,42 @@ class ChainRule:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientRule:
+    """What one client may spend a day, in whole tokens: a ``[[policy.clients]]`` table, or the default."""
+
+    name: str  # the key of the limit, for errors
+    max_per_day: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCap:
+    """The same for one client and one token, in base units."""
+
+    client: str
+    token: str
+    per_day: int
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The ``[limits]`` table: how fast, and how much at once."""
+
+    attempts_per_minute: int = 600  # of one client at one origin; what needs no decision is not counted
+    in_flight_per_origin: int = 1024  # requests that hold money
+    in_flight: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """When paying an origin stops, and for how long."""
+
+    failures: int  # payments in a row that brought nothing
+    undelivered: int  # base units on one day (UTC)
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Caps:
     """What one payment must fit, in base units of `token`."""
 
@@ -127,6 +180,9 @@ class Caps:
     stream_step: int = 0  # one voucher of a metered stream
     stream_per_second: int = 0
     per_stream: int = 0
+    escrow_total: int | None = None  # in the escrow at one time, over all channels
+    pin_payee: bool = False
+    trip: Trip = Trip(5, 0, 60_000)
 
     def raise_moves(self, amount: int, date: str) -> tuple[CounterMove, ...]:
         """The counters that a raise of ``authorised`` by `amount` moves on UTC `date`, with their limits."""
@@ -150,14 +206,16 @@ class Caps:
         )
 
     def deposit_moves(self, deposit: int, date: str) -> tuple[CounterMove, ...]:
-        """The counter of what goes into escrow, with an opening or a top-up."""
+        """The counters of what goes into escrow, with an opening or a top-up."""
+        token = self.token.address
         return (
             CounterMove(
-                budgets.deposits(self.token.address, self.host, date),
+                budgets.deposits(token, self.host, date),
                 deposit,
                 self.deposits_per_day,
                 f"{self.rule}.max_deposits_per_day",
             ),
+            CounterMove(budgets.escrow(token), deposit, self.escrow_total, "policy.max_deposits_total"),
         )
 
     def deposit_for(self, terms: Terms) -> int:
@@ -183,7 +241,12 @@ class SpendPolicy:
     max_per_day: str
     max_lifetime: str
     shadow: bool = False
+    max_deposits_total: str | None = None  # max_lifetime: what may never be spent need not be locked
+    clients: Mapping[str, ClientRule] = field(default_factory=dict)
+    other_clients: ClientRule | None = None  # each client that is not in `clients`; None: no limit of its own
+    rates: Rates = Rates()
     _rules: dict[Origin, HostRule | None] = field(default_factory=dict, compare=False, repr=False)
+    _client_caps: dict[tuple[str, str], ClientCap] = field(default_factory=dict, compare=False, repr=False)
 
     def rule_for(self, origin: Origin) -> HostRule | None:
         """The first rule that matches, remembered per origin."""
@@ -191,13 +254,35 @@ class SpendPolicy:
             return self._rules[origin]
         except KeyError:
             found = next((rule for rule in self.hosts if rule.matches(origin)), None)
-            if len(self._rules) > 10_000:  # a client that walks through names must not fill our memory
+            if (
+                len(self._rules) > _MOST_REMEMBERED
+            ):  # a client that walks through names must not fill our memory
                 self._rules.clear()
             self._rules[origin] = found
             return found
 
-    def judge(self, origin: Origin, terms: Terms, escrows: Mapping[str, str]) -> Caps | Refusal:
-        """Caps for paying `terms` to `origin`, or the reason against it. `escrows` are the canonical ones."""
+    def client_cap(self, client: str, token: Token) -> ClientCap | None:
+        """What `client` may spend of `token` a day; None where nothing but the other limits is set."""
+        rule = self.clients.get(client, self.other_clients)
+        if rule is None:
+            return None
+        cap = self._client_caps.get((client, token.address))
+        if cap is None:
+            per_day = parse_units(rule.max_per_day, token.decimals, rule.name)
+            if len(self._client_caps) > _MOST_REMEMBERED:
+                self._client_caps.clear()
+            cap = self._client_caps[client, token.address] = ClientCap(
+                client, token.address, per_day, rule.name
+            )
+        return cap
+
+    def judge(
+        self, origin: Origin, terms: Terms, escrows: Mapping[str, str], pinned: str | None = None
+    ) -> Caps | Refusal:
+        """Caps for paying `terms` to `origin`, or the reason against it. `escrows` are the canonical ones.
+
+        `pinned` is the payee that the origin was first paid as.
+        """
         rule = self.rule_for(origin)
         if rule is None:
             return self.unknown(origin)
@@ -228,6 +313,8 @@ class SpendPolicy:
                 "payee-not-allowed",
                 f"{origin.shown} names the payee {terms.payee}, not in {rule.name}.payees",
             )
+        if rule.pin_payee and pinned is not None and terms.payee != pinned:
+            return payee_changed(origin.shown, pinned, terms.payee, rule.name)
         caps = self._caps(rule, token, origin)
         if terms.min_delta > max(terms.price, caps.per_request // 4):
             return Refusal(
@@ -261,13 +348,18 @@ class SpendPolicy:
         def units(text: str) -> int:
             return parse_units(text, token.decimals, rule.name)
 
+        per_request, host_day = units(rule.max_price), units(rule.max_per_day)
+        # Never less than the failures that it takes: one answer that is missing is no reason.
+        undelivered = max(host_day // 4, rule.breaker_failures * per_request)
+        if rule.breaker_max_undelivered is not None:
+            undelivered = units(rule.breaker_max_undelivered)
         return Caps(
             token=token,
             # A wildcard's hosts share its counters: names under it cost their owner nothing to invent.
             host=rule.pattern if rule.pattern.startswith("*.") else str(origin).partition("://")[2],
             rule=rule.name,
-            per_request=units(rule.max_price),
-            host_day=units(rule.max_per_day),
+            per_request=per_request,
+            host_day=host_day,
             total_day=units(self.max_per_day),
             lifetime=units(self.max_lifetime),
             max_deposit=units(rule.max_deposit),
@@ -279,4 +371,27 @@ class SpendPolicy:
             stream_step=units(rule.max_stream_step),
             stream_per_second=units(rule.max_stream_per_second),
             per_stream=units(rule.max_per_stream),
+            escrow_total=units(
+                self.max_lifetime if self.max_deposits_total is None else self.max_deposits_total
+            ),
+            pin_payee=rule.pin_payee,
+            trip=Trip(
+                failures=rule.breaker_failures,
+                undelivered=undelivered,
+                retry_after_ms=rule.breaker_retry_after_s * 1000,
+            ),
         )
+
+
+def payee_changed(host: str, pinned: str, payee: str, rule: str) -> Refusal:
+    """Why an origin is not paid that names another payee than the one it is held to."""
+    return Refusal(
+        "payee-changed",
+        f"{host} names the payee {short(payee)}, but was first paid as {short(pinned)} ({rule}.pin_payee); if it"
+        f" has moved for good: bursar pins forget {host}",
+    )
+
+
+def short(address: str) -> str:
+    """``0x1234…abcd``."""
+    return f"{address[:6]}…{address[-4:]}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy_addon.core.errors import RemoteProtocolError
-from proxy_addon.core.members import Members
+from proxy_addon.core.members import EXACT_LIMIT, Members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def snapshot_from(value: object) -> SessionSnapshot:
 
 def _snapshot(read: Members) -> SessionSnapshot:
     chain_id = read.values.get("chainId")
-    if type(chain_id) is not int or chain_id < 1:
+    if type(chain_id) is not int or not 1 <= chain_id <= EXACT_LIMIT:
         raise RemoteProtocolError(
             f"{read.what}.chainId is {ascii(chain_id)[:60]}: expected a positive integer"
         )

@@ -43,11 +43,17 @@ _LF: Final = 0x0A
 _COLON: Final = 0x3A
 _BOM: Final = b"\xef\xbb\xbf"
 _END_OF_LINE: Final = re.compile(rb"[\r\n]")
-_EMPTY_LINES: Final = re.compile(rb"[\r\n]+")
+# Comments and empty lines; and lines of an event that say nothing of its name. Whole lines only, as many as there
+# are in one go: a body of nothing else must not cost a step of ours for each. A CR at the end may be the half of a
+# CRLF: such a line is left to the step for one.
+_IDLE: Final = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])++")
+_WHOLE: Final = rb"[^\r\n]++(?:\n|\r\n|\r(?=[^\n]))"
+_NAMELESS: Final = re.compile(rb"(?:(?!event[:\r\n])" + _WHOLE + rb")++")
+_LINES: Final = re.compile(rb"(?:" + _WHOLE + rb")++")
 # The end of a line and the first byte of the empty one behind it. Possessive: the two bytes of a CRLF are one end.
 _EMPTY_LINE: Final = re.compile(rb"(?:\r\n?+|\n)[\r\n]")
 _EMPTY: Final = (b"\n\n", b"\n\r", b"\r\r")  # the same: one of these is in every match of `_EMPTY_LINE`
-_ANY_END: Final = re.compile(rb"\r\n|\r|\n")
+_DATA: Final = re.compile(rb"(?:\A|[\r\n])data(?:: ?([^\r\n]*+))?(?![^\r\n])")
 _NAMED: Final[dict[bytes, PaymentName]] = {
     b"event:payment-need-voucher": "payment-need-voucher",
     b"event: payment-need-voucher": "payment-need-voucher",
@@ -179,9 +185,9 @@ class EventFilter:
 
     def _between(self, data: bytes, position: int) -> int:
         self._taken = False
-        if empty := _EMPTY_LINES.match(data, position):
-            self._out.append(empty[0])
-            return empty.end()
+        if idle := _IDLE.match(data, position):
+            self._out.append(idle[0])
+            return idle.end()
         if data[position] == _COLON:
             self._state = _State.COMMENT
         else:
@@ -197,7 +203,13 @@ class EventFilter:
         return stop
 
     def _hold(self, data: bytes, position: int) -> int:
-        """One line of an event, or what there is of it."""
+        """One line of an event, or what there is of it; and before it all that say nothing new."""
+        if self._line == len(self._held):
+            lines = _NAMELESS if self._name is None else _LINES
+            if run := lines.match(data, position, position + self._limit - len(self._held)):
+                self._held += run[0]
+                self._line = len(self._held)
+                return run.end()
         found = _END_OF_LINE.search(data, position)
         stop = found.end() if found else len(data)
         if len(self._held) + stop - position > self._limit:
@@ -274,11 +286,7 @@ def _first_name(data: bytes, position: int) -> int:
 
 def _data(event: bytes) -> bytes | None:
     """The ``data`` fields, joined by LF; None if there are none."""
-    values: list[bytes] = []
-    for line in _ANY_END.split(event):
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            values.append(value.removeprefix(b" "))
+    values: list[bytes] = _DATA.findall(event)
     return b"\n".join(values) if values else None
 
 

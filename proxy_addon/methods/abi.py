@@ -27,20 +27,33 @@ def selector(signature: str) -> bytes:
     return keccak256(signature.encode())[:4]
 
 
+def shown(value: object) -> str:
+    """A decoded JSON value for an error: its beginning, at no cost, however long or deep it is."""
+    match value:
+        case str():
+            return ascii(value[:60])
+        case dict():
+            return "an object"
+        case list():
+            return "an array"
+        case _:
+            return repr(value)[:60]
+
+
 def parse_address(value: object, what: str) -> str:
     """A 20-byte address in lower case; mixed case is taken as it comes (the checksum is not checked).
 
     Raises ``ValueError`` naming `what`.
     """
     if not isinstance(value, str) or not _ADDRESS.match(value):
-        raise ValueError(f"{what} is {repr(value)[:60]}: expected an address, 0x and 40 hex digits")
+        raise ValueError(f"{what} is {shown(value)}: expected an address, 0x and 40 hex digits")
     return value.lower()
 
 
 def parse_bytes32(value: object, what: str) -> str:
     """32 bytes as lower-case hex. Raises ``ValueError`` naming `what`."""
     if not isinstance(value, str) or not _BYTES32.match(value):
-        raise ValueError(f"{what} is {repr(value)[:80]}: expected 32 bytes, 0x and 64 hex digits")
+        raise ValueError(f"{what} is {shown(value)}: expected 32 bytes, 0x and 64 hex digits")
     return value.lower()
 
 

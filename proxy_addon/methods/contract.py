@@ -16,11 +16,16 @@ from store.records import Channel, PaymentScope
 
 
 class ChainReader(Protocol):
-    """The reads that a method needs of its chain. Raises `ChainUnavailable`."""
+    """The reads that a method needs of its chain. Raises `ChainUnavailable`.
+
+    *Firm* is what money may depend on: said alike by as many endpoints, and of a block as deep, as the config demands.
+    """
 
     async def call(self, to: str, data: bytes, *, block: str = "latest") -> bytes: ...
     async def head(self) -> ChainHead: ...
     async def balance(self, token: str, holder: str) -> int: ...
+    async def firm_head(self) -> ChainHead: ...
+    async def firm_call(self, to: str, data: bytes, at: ChainHead) -> bytes: ...
 
 
 class TransactionSigner(Protocol):
@@ -84,17 +89,44 @@ class Closing:
     tx_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class FoundChannel:
+    """A channel that the chain's own event of its opening names. Nobody's word: its id was made anew from it."""
+
+    channel_id: str
+    scope: PaymentScope
+    descriptor: Mapping[str, str]
+    tx_hash: str
+    block_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedFees:
+    """What a forced close costs us, in the fee token's base units: what it usually takes, and what it takes at most.
+
+    The wallet must have the most that one transaction may cost, even where it takes a part of it.
+    """
+
+    usual: int
+    most: int
+    most_at_once: int
+
+
 class LogReader(ChainReader, Protocol):
     """A `ChainReader` that can also look for events. Raises `ChainUnavailable`."""
 
-    async def logs(
-        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int | None = None
+    async def firm_logs(
+        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int
     ) -> tuple[EventLog, ...]: ...
 
 
 class EventLog(Protocol):
     """One event of a contract."""
 
+    @property
+    def address(self) -> str: ...
+    @property
+    def topics(self) -> tuple[str, ...]: ...
     @property
     def data(self) -> bytes: ...
     @property
@@ -159,6 +191,15 @@ class Method(Protocol):
 
     def plan_withdraw(self, channel: Channel, head: ChainHead, signer: TransactionSigner) -> TransactionPlan:
         """The second, at the earliest 15 minutes of block time later: takes back what is not settled."""
+
+    def forced_fees(self, head: ChainHead, *, requested: bool) -> ForcedFees:
+        """What both steps cost at the prices of `head`; the second alone if the close is `requested` already."""
+
+    def opened_topics(self, payer: str) -> tuple[str | None, ...]:
+        """What the events of all openings by `payer` have in common."""
+
+    def parse_opened(self, log: EventLog, *, chain: str, origin: str) -> FoundChannel:
+        """The channel that such an event is about. Raises ``ValueError`` for what no escrow has written."""
 
     async def read_channel(self, chain: ChainReader, channel: Channel) -> ChainState:
         """Raises `ChainUnavailable`."""

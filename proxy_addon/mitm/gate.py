@@ -66,6 +66,8 @@ class Ticket(Protocol):
     body_sha256: str | None
     """Hex digest of the request's body. Set by the layer: before `prepare` for a request without a body, with a
     small one, or with `watches_body`; else when the upload is complete. None until then."""
+    client_left: bool
+    """Set by the layer before `finished`: the client gave up, whatever the server would have done."""
 
 
 class BodyFilter(Protocol):

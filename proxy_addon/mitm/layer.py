@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from mitmproxy.proxy import events
 from mitmproxy.proxy.layer import CommandGenerator, NextLayer
-from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer
+from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer, RegisterHttpConnection
 
+from proxy_addon.mitm import heads
 from proxy_addon.mitm.paying import Paying
 from proxy_addon.mitm.stream import PayingStream
 from proxy_addon.mitm.uplink import GetFreshConnection
@@ -19,12 +20,18 @@ class PayingHttpLayer(HttpLayer):
     paying: Paying
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
+        heads.bound(self.connections.get(self.context.client))
         stream = PayingStream(self.context.fork(), stream_id, self, self.paying)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
 
     def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> CommandGenerator[None]:
         yield from super().get_connection(event, reuse=reuse and not isinstance(event, GetFreshConnection))
+
+    def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
+        found = self.connections.get(command.connection)
+        heads.bound(None if found is None else found.context.layers[-1])
+        yield from super().register_connection(command)
 
 
 def swap(nextlayer: NextLayer, paying: Paying) -> None:

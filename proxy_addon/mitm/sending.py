@@ -249,6 +249,9 @@ class SendingStream(HttpStream):
 
     def finish(self, outcome: Outcome | None = None) -> None:
         self._paying.ended(self.context.client, self)
+        ticket = self._case.ticket
+        if ticket is not None and not self._case.ended:
+            ticket.client_left = self._gone or self.client_state == self.state_errored
         self._case.end(outcome or self._progress())
 
     def _release(self) -> CommandGenerator[None]:

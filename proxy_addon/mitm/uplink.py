@@ -27,6 +27,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client
 
 from proxy_addon.mitm import compat
 from proxy_addon.mitm.gate import NOTHING, Outgoing
+from proxy_addon.mitm.heads import clean
 from proxy_addon.mitm.timer import Timer
 from proxy_addon.mitm.upload import Upload
 
@@ -89,6 +90,7 @@ class Uplink:
 
     def keep_head(self, request: http.Request) -> None:
         self.head = with_fields(request, NOTHING)
+        self.head.headers.fields = clean(request.headers.fields)
 
     def start(self, outgoing: Outgoing, *, end_stream: bool) -> CommandGenerator[None]:
         """Begin an attempt: the very step at which what the gate gave leaves."""

@@ -12,6 +12,7 @@ from proxy_addon.audit import Audit
 from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import Receipt, parse_receipt
 from proxy_addon.mitm.gate import Outcome
+from proxy_addon.payer.retries import is_open
 from proxy_addon.payer.ticket import Attempt, PayTicket
 from proxy_addon.payer.till import Till
 from store.account import Ending
@@ -40,12 +41,23 @@ def read_receipt(attempt: Attempt, fields: http.Headers) -> Receipt | None:
     return receipt
 
 
-def end(ticket: PayTicket, attempt: Attempt, ending: Ending, reason: str | None, charged: int = 0) -> None:
-    """End the attempt's hold; never twice. `charged` is for a metered stream."""
+def end(
+    ticket: PayTicket,
+    attempt: Attempt,
+    ending: Ending,
+    reason: str | None,
+    charged: int = 0,
+    *,
+    answered: bool = True,
+) -> None:
+    """End the attempt's hold; never twice. `charged` is for a metered stream. `answered`: is its client?"""
     if attempt.ended:
         return
-    attempt.ended = True
+    attempt.ending = ending
     receipt = attempt.receipt
+    held = attempt.grant.till.channel.holds.get(attempt.grant.hold.request_id, attempt.grant.hold)
+    ticket.at_stake += held.amount - charged if ending is not Ending.FREE else 0
+    ticket.streamed = ticket.streamed or charged > 0
     attempt.grant.till.end(
         attempt.grant.hold,
         ending,
@@ -55,8 +67,17 @@ def end(ticket: PayTicket, attempt: Attempt, ending: Ending, reason: str | None,
         status=ticket.status,
         reason=reason,
         charged=charged,
+        dated=ticket.dated,
+        unanswered=_if_open(ticket, ending, answered=answered),
     )
     attempt.grant.till.vacate(ticket.facts.request_id)
+
+
+def _if_open(ticket: PayTicket, ending: Ending, *, answered: bool) -> str | None:
+    """The fingerprint of a request that its client may send again, if its whole body is known."""
+    if ticket.body_sha256 is None or not is_open(ending, answered=answered, status=ticket.status):
+        return None
+    return ticket.fingerprint
 
 
 def finish(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> None:
@@ -66,15 +87,13 @@ def finish(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> None:
     if attempt.opening:
         sent = outcome is not Outcome.NOT_SENT
         attempt.offer.desk.opening_ended(attempt.grant.till, sent=sent, told=attempt.receipt is not None)
-    stream = attempt.stream
-    if stream is None:
-        end(ticket, attempt, *_ending(ticket, attempt, outcome))
-        return
-    charged = stream.close()
-    if stream.metered:
-        end(ticket, attempt, Ending.METERED, None if outcome is Outcome.COMPLETE else outcome.value, charged)
+    stream, answered = attempt.stream, outcome is Outcome.COMPLETE
+    charged = stream.close() if stream is not None else 0
+    if stream is not None and stream.metered:
+        reason = None if answered else outcome.value
+        end(ticket, attempt, Ending.METERED, reason, charged, answered=answered)
     else:
-        end(ticket, attempt, *_ending(ticket, attempt, outcome))
+        end(ticket, attempt, *_ending(ticket, attempt, outcome), answered=answered)
 
 
 def _ending(ticket: PayTicket, attempt: Attempt, outcome: Outcome) -> tuple[Ending, str | None]:

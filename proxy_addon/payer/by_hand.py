@@ -6,7 +6,8 @@ from proxy_addon.core.errors import ChainUnavailable, LocalRefusal, RemoteProtoc
 from proxy_addon.core.policy import Origin, Refusal, SpendPolicy
 from proxy_addon.methods import registry
 from proxy_addon.payer import topping
-from proxy_addon.payer.closing import fresh_challenge, settle_pending
+from proxy_addon.payer.asking import fresh_challenge
+from proxy_addon.payer.closing import settle_pending
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
 from store.lifecycle import FINAL, ChannelStatus
@@ -25,7 +26,7 @@ async def top_up_channel(parts: Parts, policy: SpendPolicy, channel_id: str, amo
         raise LocalRefusal("no-channel", f"no channel {channel_id} on record; see `bursar channels list`")
     if channel.status in FINAL:
         raise _not_open(channel)
-    till = parts.till(await parts.claim(channel_id))
+    till = parts.till(await parts.claim(channel_id, also_ours=False))
     try:
         return await _top_up(parts, policy, till, amount)
     except ChainUnavailable as error:
@@ -34,7 +35,7 @@ async def top_up_channel(parts: Parts, policy: SpendPolicy, channel_id: str, amo
         raise LocalRefusal("protocol", f"{channel.scope.host}: {error}; nothing was signed") from None
     finally:
         if till.channel.status not in FINAL:
-            await till.release()
+            await till.release(used=False)
 
 
 async def _top_up(parts: Parts, policy: SpendPolicy, till: Till, amount: int) -> Channel:
@@ -44,7 +45,7 @@ async def _top_up(parts: Parts, policy: SpendPolicy, till: Till, amount: int) ->
     challenge = await fresh_challenge(parts, channel)
     method = registry.resolve(challenge)
     terms = method.terms(challenge)
-    origin = _origin(channel.scope.origin)
+    origin = Origin.parse(channel.scope.origin)
     caps = policy.judge(origin, terms, method.escrows)
     if isinstance(caps, Refusal):
         raise LocalRefusal(caps.reason, caps.message)
@@ -74,9 +75,3 @@ def _not_open(channel: Channel) -> LocalRefusal:
         f"channel {channel.channel_id} is {channel.status}: nothing is added to its deposit"
         + (f" ({channel.note})" if channel.note else ""),
     )
-
-
-def _origin(text: str) -> Origin:
-    scheme, _, authority = text.partition("://")
-    host, _, port = authority.rpartition(":")
-    return Origin(scheme, host.strip("[]"), int(port))

@@ -12,21 +12,19 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
-from proxy_addon.audit import amount_fields
-from proxy_addon.chain import fee_of
+from proxy_addon.audit import amount_fields, iso
 from proxy_addon.core.errors import ChainUnavailable, LocalRefusal, OutcomeUnknown, RemoteProtocolError
 from proxy_addon.core.messages import (
     Challenge,
     Receipt,
-    build_credential,
-    parse_challenges,
     parse_problem,
     parse_receipt,
 )
-from proxy_addon.methods import registry
 from proxy_addon.methods.contract import ChainState, Closing
 from proxy_addon.outbound import Answer
-from proxy_addon.payer import opening, topping
+from proxy_addon.payer import asking, noticing, opening, topping
+from proxy_addon.payer.asking import Asked
+from proxy_addon.payer.fees import book_fees
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
 from store import account, budgets
@@ -51,65 +49,113 @@ class CloseResult:
     tx_hash: str | None
 
 
-async def close_channel(parts: Parts, channel_id: str) -> CloseResult:
+async def close_channel(parts: Parts, channel_id: str, *, up_to: int = 0) -> CloseResult:
     """Close `channel_id` and wait until the chain says so.
 
-    Raises `ChannelBusy` while another process has it, `LocalRefusal` if the server does not help or the chain
-    does not confirm; then the channel stays on record as it is, and calling this again goes on from there.
+    Of a channel that was set aside no more is signed for than the server provably has; `up_to` (base units, of the
+    whole channel) is what somebody allows it beyond that. Raises `ChannelBusy` while another process, or a request,
+    has it, `LocalRefusal` if the server does not help or the chain does not confirm; then the channel stays on
+    record as it is, and calling this again goes on from there.
     """
     channel = await parts.store.find(channel_id)
     if channel is None:
         raise LocalRefusal("no-channel", f"no channel {channel_id} on record; see `bursar channels list`")
     if channel.status in FINAL:
         return result_of(channel, None)
-    till = parts.till(await parts.claim(channel_id))
+    till = parts.till(await parts.claim(channel_id, also_ours=False))
     try:
-        return await _close(parts, till)
+        return await _close(parts, till, up_to)
     except ChainUnavailable as error:
         raise LocalRefusal("chain-unavailable", f"{channel_id} is {till.channel.status}: {error}") from None
     finally:
-        if till.channel.status not in FINAL:
-            await till.release()
+        await give_back(parts, till)
 
 
-async def _close(parts: Parts, till: Till) -> CloseResult:
-    chain, channel_id = parts.chain(till.channel.scope.chain), till.channel.channel_id
+async def give_back(parts: Parts, till: Till) -> None:
+    """After a close, or a step of one: unless it is closed, the channel is as idle as it was before."""
+    parts.closing.discard(till.channel.channel_id)
+    if till.channel.status not in FINAL:
+        await till.release(used=False)
+
+
+async def _close(parts: Parts, till: Till, up_to: int) -> CloseResult:
+    chain, idle_since = parts.chain(till.channel.scope.chain), till.channel.updated_at
     if not await settle_pending(parts, till):
         return result_of(till.channel, None)
     state = await till.method.read_channel(chain, till.channel)
     if not state.exists:
         return await closed(parts, till, state)
-    deposit = state.deposit
+    if state.close_requested_at is not None:
+        await _refuse_requested(parts, till, state)
+    match till.channel.status:
+        case ChannelStatus.OPEN:
+            asked = await asking.ask(parts, till.channel)  # nothing is written down for a server that is gone
+            await stop_dispatch(parts, till)
+            await _decide(parts, till, asked, state, idle_since)
+        case ChannelStatus.DRAINING:
+            await stop_dispatch(parts, till)
+            try:
+                asked = await asking.ask(parts, till.channel)
+            except LocalRefusal:
+                await _reopen(till, idle_since)
+                raise
+            await _decide(parts, till, asked, state, idle_since)
+        case ChannelStatus.ASIDE:
+            asked = await asking.ask(parts, till.channel)
+            await _commit_amount(till, state, _provable(till, asked, up_to))
+        case _:
+            if till.channel.close_amount is None:
+                raise LocalRefusal(
+                    "closing-by-force",
+                    f"{till.channel.channel_id} is closing by force: go on with: bursar channels close --force"
+                    f" {till.channel.channel_id}",
+                )
+            asked = await asking.ask(parts, till.channel)
+    answer = await _send_close(parts, till, asked.challenge)
+    return await _await_close(parts, till, answer)
+
+
+async def stop_dispatch(parts: Parts, till: Till) -> None:
+    """From here on no request is paid with the channel, and none of this process may claim it."""
+    parts.closing.add(till.channel.channel_id)
     if till.channel.status is ChannelStatus.OPEN:
         await till.commit(change=lambda record: replace(record, status=ChannelStatus.DRAINING))
-    if till.channel.status in (ChannelStatus.DRAINING, ChannelStatus.ASIDE):
-        try:
-            challenge = await fresh_challenge(parts, till.channel)
-            amount = await _amount(parts, till, challenge, state)
-        except LocalRefusal:
-            if till.channel.status is ChannelStatus.DRAINING:  # nothing was signed: it may go on paying
-                await till.commit(change=lambda record: replace(record, status=ChannelStatus.OPEN))
-            raise
 
-        def change(record: Channel) -> Channel:
-            return replace(
-                record,
-                status=ChannelStatus.CLOSING,
-                close_amount=amount,
-                deposit=deposit,
-                settled=state.settled,
-            )
 
-        await till.commit(change=change)
-    else:
-        if till.channel.close_amount is None:
-            raise LocalRefusal(
-                "closing-by-force",
-                f"{channel_id} is closing by force: go on with: bursar channels close --force {channel_id}",
-            )
-        challenge = await fresh_challenge(parts, till.channel)
-    answer = await _send_close(parts, till, challenge)
-    return await _await_close(parts, till, answer)
+async def _reopen(till: Till, idle_since: int) -> None:
+    """Nothing was signed for a close: it may go on paying, and is as idle as it was."""
+    await till.commit(change=lambda record: replace(record, status=ChannelStatus.OPEN, updated_at=idle_since))
+
+
+async def _decide(parts: Parts, till: Till, asked: Asked, state: ChainState, idle_since: int) -> None:
+    try:
+        amount = await _amount(parts, till, asked.challenge, state)
+    except LocalRefusal:
+        await _reopen(till, idle_since)
+        raise
+    await _commit_amount(till, state, amount)
+
+
+async def _commit_amount(till: Till, state: ChainState, amount: int) -> None:
+    """What the close voucher will say, durable before it is signed. The deposit stays what we have signed for."""
+
+    def change(record: Channel) -> Channel:
+        settled = max(record.settled, min(state.settled, record.deposit))
+        return replace(record, status=ChannelStatus.CLOSING, close_amount=amount, settled=settled)
+
+    await till.commit(change=change)
+
+
+async def _refuse_requested(parts: Parts, till: Till, state: ChainState) -> None:
+    """The close was requested on the chain: servers take no voucher any more, and we sign none."""
+    await noticing.notice(parts, till, state)
+    ready = noticing.ready_at(state) or 0
+    when = "now" if state.block.timestamp >= ready else f"after {iso(ready * 1000)}"
+    raise LocalRefusal(
+        "close-requested",
+        f"the close of {till.channel.channel_id} was requested on {till.channel.scope.chain}: withdraw its deposit"
+        f" {when} with: bursar channels close --force {till.channel.channel_id}",
+    )
 
 
 async def settle_pending(parts: Parts, till: Till) -> bool:
@@ -128,41 +174,23 @@ async def settle_pending(parts: Parts, till: Till) -> bool:
         ) from None
 
 
-async def fresh_challenge(parts: Parts, channel: Channel) -> Challenge:
-    """A fresh challenge of the channel's own scope, from the place where it was opened."""
-    for method in ("HEAD", "GET"):
-        try:
-            answer = await parts.outbound.send(
-                method, channel.resource, {"accept-payment": registry.accept_payment()}
-            )
-        except OutcomeUnknown as error:
-            raise LocalRefusal(
-                "server-unreachable",
-                f"{channel.resource}: {error}; try again later, or close it without the server:"
-                f" bursar channels close --force {channel.channel_id}",
-            ) from None
-        for challenge in parse_challenges(answer.all("www-authenticate")).challenges:
-            try:
-                terms = registry.resolve(challenge).terms(challenge)
-            except RemoteProtocolError:
-                continue
-            if (terms.chain, terms.escrow, terms.payee) == (
-                channel.scope.chain,
-                channel.scope.escrow,
-                channel.scope.payee,
-            ):
-                return challenge
+def _provable(till: Till, asked: Asked, up_to: int) -> int:
+    """What to sign for the close of a channel that was set aside: what the server has anyway, and no more.
+
+    That is what it took from us as far as we know, and what it shows over our own signature; not what an endpoint
+    says was settled. Raises `LocalRefusal` where that is nothing, or where the contract would pay out the voucher's
+    whole amount.
+    """
+    channel = till.channel
+    amount = max(channel.accepted, asking.proven(channel, asked), up_to)
+    if amount and not till.method.close_takes_voucher:
+        return min(amount, channel.authorised)
     raise LocalRefusal(
-        "no-challenge",
-        f"{channel.resource} does not ask for payment to {channel.scope.payee} any more, so it cannot help with"
-        f" {channel.channel_id}; nothing was signed. Without it: bursar channels close --force {channel.channel_id}",
+        "no-proof",
+        f"{channel.scope.host} does not prove what it has of {channel.channel_id}, which was set aside"
+        f" ({channel.note or 'no reason on record'}): nothing was signed. Bring the deposit home with:"
+        f" bursar channels close --force {channel.channel_id}",
     )
-
-
-def _field(till: Till, challenge: Challenge, payload: dict[str, object]) -> dict[str, str]:
-    scope = till.channel.scope
-    value = build_credential(challenge, payload, f"did:pkh:{scope.chain}:{scope.payer}")
-    return {challenge.credential_header: value}
 
 
 async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainState) -> int:
@@ -173,7 +201,7 @@ async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainSt
     but a probe will do. Raises `LocalRefusal`; then nothing was signed for a close.
     """
     channel, takes_voucher = till.channel, till.method.close_takes_voucher
-    spent = await _probe(parts, till, challenge) if channel.status is ChannelStatus.DRAINING else None
+    spent = await _probe(parts, till, challenge)
     if spent is not None:
         return min(max(spent, state.settled + takes_voucher, 1), channel.authorised)
     if takes_voucher:
@@ -186,26 +214,35 @@ async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainSt
 
 
 async def _probe(parts: Parts, till: Till, challenge: Challenge) -> int | None:
-    """What the server says was spent, asked with the current voucher, which costs nothing."""
+    """What the server says was spent, asked with a voucher that it has or may have, which costs nothing.
+
+    The highest that it is known to have comes first: that hands out nothing at all.
+    """
     channel = till.channel
-    sent_at, seq = parts.now(), channel.seq
-    if channel.equal_refused or not channel.authorised:
+    if channel.equal_refused:
         return None
-    signer = parts.need_signer()
-    digest = till.method.voucher_digest(channel, channel.authorised)
-    payload = till.method.voucher_payload(
-        channel, channel.authorised, signer.sign_voucher(digest, channel, channel.authorised)
-    )
+    for voucher in dict.fromkeys((channel.accepted, channel.authorised)):
+        if voucher and (spent := await _probe_with(parts, till, challenge, voucher)) is not None:
+            return spent
+    return None
+
+
+async def _probe_with(parts: Parts, till: Till, challenge: Challenge, voucher: int) -> int | None:
+    channel, signer = till.channel, parts.need_signer()
+    sent_at, seq = parts.now(), channel.seq
+    digest = till.method.voucher_digest(channel, voucher)
+    payload = till.method.voucher_payload(channel, voucher, signer.sign_voucher(digest, channel, voucher))
     try:
-        answer = await parts.outbound.send("HEAD", channel.resource, _field(till, challenge, payload))
+        credential = asking.credential_field(channel, challenge, payload)
+        answer = await parts.outbound.send("HEAD", channel.resource, credential)
     except OutcomeUnknown as error:
         log.info("bursar: the probe of %s told nothing: %s", channel.channel_id, error)
         return None
     receipt = _receipt(answer, channel)
     if receipt is None or receipt.spent is None:
         return None
-    spent = min(receipt.spent, channel.authorised)
-    move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=spent, voucher=channel.authorised)
+    spent = min(receipt.spent, voucher)
+    move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=spent, voucher=voucher)
     till.channel = account.probed(till.channel, move)
     parts.audit.note(
         "probe",
@@ -246,7 +283,9 @@ async def _send_close(parts: Parts, till: Till, challenge: Challenge) -> Answer 
         channel_id=channel.channel_id,
     )
     try:
-        return await parts.outbound.send("POST", channel.resource, _field(till, challenge, payload))
+        return await parts.outbound.send(
+            "POST", channel.resource, asking.credential_field(channel, challenge, payload)
+        )
     except OutcomeUnknown as error:
         log.info("bursar: the answer to the close of %s is not known: %s", channel.channel_id, error)
         return None
@@ -269,7 +308,8 @@ async def _await_close(parts: Parts, till: Till, answer: Answer | None) -> Close
     raise LocalRefusal(
         "close-not-confirmed",
         f"{till.channel.scope.host} {why}, and {till.channel.channel_id} is still open on"
-        f" {till.channel.scope.chain}; its deposit stays on record, run `bursar channels close` again later",
+        f" {till.channel.scope.chain}; its deposit stays on record: run `bursar channels close` again later, or do"
+        f" without the server: bursar channels close --force {till.channel.channel_id}",
     )
 
 
@@ -296,36 +336,6 @@ async def closed(parts: Parts, till: Till, state: ChainState) -> CloseResult:
     return result_of(till.channel, closing.tx_hash)
 
 
-async def book_fees(parts: Parts, till: Till) -> None:
-    """What our transactions for this channel have cost by the chain, as far as nobody has written it down yet.
-
-    A process that dies, or a chain that does not answer, between a transaction and its receipt leaves a fee out.
-    The lines come before the record: after a crash between, a line may be there twice, and counts once by its hash.
-    """
-    channel, chain = till.channel, parts.chain(till.channel.scope.chain)
-    receipts = [await chain.receipt(tx_hash) for tx_hash in channel.transactions]
-    fees = [(receipt.tx_hash, fee_of(receipt)) for receipt in receipts if receipt is not None]
-    more = total = sum(fee for _, fee in fees)
-    more -= channel.fees
-    if more <= 0:  # the chain forgets old receipts
-        return
-    token = parts.token(channel.scope.chain, channel.scope.token)
-    for tx_hash, fee in reversed(fees):  # the newest are missing
-        if more <= 0:
-            break
-        more -= fee
-        parts.audit.note(
-            "fee",
-            f"network fee of {token.show(fee)} for channel {channel.channel_id} of {channel.scope.host}",
-            channel_id=channel.channel_id,
-            host=channel.scope.host,
-            tx=tx_hash,
-            fee=str(fee),
-            fields=amount_fields(token, fee),
-        )
-    await till.commit(change=lambda record: replace(record, fees=total))
-
-
 async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
     """A proven close: what was captured is what was paid, and the rest of the lifetime budget comes back."""
     before = till.channel
@@ -349,9 +359,8 @@ async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
             transactions=(*record.transactions, closing.tx_hash),
         )
 
-    await till.commit(change=change, counters=counters)
     shown = parts.token(before.scope.chain, token)
-    parts.audit.note(
+    parts.audit.note(  # before the record: who dies in between does it again, and the line counts once
         "closed",
         f"closed channel {before.channel_id} of {before.scope.host}: captured {shown.show(captured)},"
         f" refunded {shown.show(refunded)}",
@@ -364,6 +373,7 @@ async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
         adjustment=str(min(captured, before.authorised) - before.paid),
         fields=amount_fields(shown, captured),
     )
+    await till.commit(change=change, counters=counters)
 
 
 def result_of(channel: Channel, tx_hash: str | None) -> CloseResult:

@@ -55,8 +55,8 @@ class Desk:
         self._finding = asyncio.Lock()
         self._opening: Opening | None = None
         self._topping: dict[Till, asyncio.Task[bool]] = {}
-        self._top_up_again_at = 0  # ms; after one that failed, in the background
-        self._not_taken_until = 0  # ms; after one that the server would not take, for anybody
+        self._top_up_again_at = 0  # ticks; after one that failed, in the background
+        self._not_taken_until = 0  # ticks; after one that the server would not take, for anybody
 
     @property
     def till(self) -> Till | None:
@@ -98,6 +98,22 @@ class Desk:
                 )
             await self._wait()
 
+    async def till_of(self, channel_id: str, want: Want, terms: Terms) -> Till | None:
+        """The till of this very channel, claimed if nobody has it; None if it is not to be had. Raises `StoreError`."""
+        mine = self._mine(channel_id)
+        if mine is None:
+            async with self._finding:
+                record = await self._parts.store.find(channel_id)
+                if record is not None and record.scope == self.scope and record.status is ChannelStatus.OPEN:
+                    await self._claim_one((record,), want, terms)
+            mine = self._mine(channel_id)
+        return mine
+
+    def _mine(self, channel_id: str) -> Till | None:
+        return next(
+            (one for one in self.tills if one.channel.channel_id == channel_id and not one.fenced), None
+        )
+
     def _free_for(self, want: Want) -> list[Till]:
         """Tills that this request may use: no stream has them; and for a stream, nothing else is on them."""
         self.tills = [till for till in self.tills if not till.fenced]
@@ -108,7 +124,7 @@ class Desk:
         ]
 
     def _with_room(self, want: Want) -> list[Till]:
-        return [till for till in self._free_for(want) if till.has_room(want.price)]
+        return [till for till in self._free_for(want) if till.has_room(want)]
 
     async def _wait(self) -> None:
         if self._opening is None:
@@ -137,7 +153,7 @@ class Desk:
                     raise ScopeFull(f"max_channels_per_scope = {want.caps.channels_per_scope}, all in use")
                 till = await opening.propose(self._parts, self.scope, self._method, terms, want, resource)
             except ScopeFull as error:
-                occupied = any(till.usable and till.has_room(want.price) for till in self.tills)
+                occupied = any(till.usable and till.has_room(want) for till in self.tills)
                 if occupied or await self._others_at_work(on_record, taken):
                     return None  # by a stream that ends, or by others who give it back
                 raise LocalRefusal("scope-full", f"{want.facts.host}: {error} ({want.caps.rule})") from None
@@ -162,9 +178,9 @@ class Desk:
 
     @staticmethod
     def _can_pay(till: Till, want: Want, terms: Terms) -> bool:
-        if till.has_room(want.price) or till.channel.pending is not None:
+        if till.has_room(want) or till.channel.pending is not None:
             return True
-        return topping.size(till.channel, want.caps, terms, topping.shortfall(till.channel, want.price)) > 0
+        return topping.size(till.channel, want.caps, terms, topping.shortfall(till.channel, want.demand)) > 0
 
     async def _claim_one(self, on_record: tuple[Channel, ...], want: Want, terms: Terms) -> bool:
         mine = {till.channel.channel_id for till in self.tills}
@@ -198,7 +214,7 @@ class Desk:
     async def _top_up_for(self, want: Want, terms: Terms, challenge: Challenge) -> bool:
         """Give a channel room for `want`, together with all who wait for the same. False: it cannot be had so."""
         for till in [] if want.topped_up else self._free_for(want):
-            need = topping.shortfall(till.channel, want.price)
+            need = topping.shortfall(till.channel, want.demand)
             topping_up = self._topping.get(till) or self._start_top_up(till, want, terms, challenge, need)
             if topping_up is None:
                 continue
@@ -206,7 +222,7 @@ class Desk:
                 await asyncio.shield(topping_up)
             except (LocalRefusal, StoreError) as error:
                 log.warning("bursar: no top-up of %s: %s", till.channel.channel_id, error)
-            want.topped_up = not till.has_room(want.price)
+            want.topped_up = not till.has_room(want)
             return True
         return False
 
@@ -228,10 +244,10 @@ class Desk:
 
     def top_up_soon(self, till: Till, want: Want, terms: Terms, challenge: Challenge) -> None:
         """Start a top-up in the background where the deposit runs low, so that no request has to wait for it."""
-        if till in self._topping or not till.usable or self._parts.now() < self._top_up_again_at:
+        if till in self._topping or not till.usable or self._parts.ticks() < self._top_up_again_at:
             return
         if topping.is_low(till.channel, want.caps, terms, want.price):
-            need = topping.shortfall(till.channel, want.price)
+            need = topping.shortfall(till.channel, want.demand)
             started = self._start_top_up(till, want, terms, challenge, need)
             if started is not None:
                 started.add_done_callback(self._note_top_up)
@@ -240,7 +256,7 @@ class Desk:
         self, till: Till, want: Want, terms: Terms, challenge: Challenge, need: int
     ) -> asyncio.Task[bool] | None:
         """A top-up by at least `need`; None where the limits, or a top-up that is or was on its way, forbid it."""
-        if self._parts.now() < self._not_taken_until:
+        if self._parts.ticks() < self._not_taken_until:
             return None  # each try takes until it is past its validity: nobody waits for the next one at once
         amount = topping.size(till.channel, want.caps, terms, need)
         if not amount or till.channel.pending is not None:
@@ -269,11 +285,11 @@ class Desk:
         self._topping.pop(till, None)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, LocalRefusal) and error.reason == "top-up-failed":
-            self._not_taken_until = self._parts.now() + TOP_UP_PAUSE_MS
+            self._not_taken_until = self._parts.ticks() + TOP_UP_PAUSE_MS
 
     def _note_top_up(self, task: asyncio.Task[bool]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._top_up_again_at = self._parts.now() + TOP_UP_PAUSE_MS
+            self._top_up_again_at = self._parts.ticks() + TOP_UP_PAUSE_MS
             log.warning("bursar: no top-up for now: %s", error)
 
     async def _others_at_work(self, before: tuple[Channel, ...], taken: set[str]) -> bool:
@@ -324,7 +340,7 @@ class Desk:
     # -- idle and the end
 
     async def release_idle(self, before: int) -> None:
-        """Give back the channels whose last use was before `before` (ms)."""
+        """Give back the channels whose last use was before `before` (ticks)."""
         for till in list(self.tills):
             if (
                 till.idle

@@ -22,15 +22,17 @@ from proxy_addon.core.messages import (
     parse_challenges,
     parse_problem,
 )
-from proxy_addon.core.policy import SpendPolicy
+from proxy_addon.core.policy import LOCAL_CLIENT, SpendPolicy
 from proxy_addon.core.repair import Way
 from proxy_addon.methods import registry
 from proxy_addon.mitm.gate import NOTHING, Again, BodyFilter, Deliver, Fields, Outcome, Outgoing, Ticket
 from proxy_addon.outbound import Answer
 from proxy_addon.payer import booking, snapshots
+from proxy_addon.payer.guard import Guard
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.repairing import Repairs
+from proxy_addon.payer.repeating import Repeats
 from proxy_addon.payer.sockets import Sockets
 from proxy_addon.payer.streams import MeteredStream, StreamFilter, StreamLimits
 from proxy_addon.payer.ticket import (
@@ -42,7 +44,7 @@ from proxy_addon.payer.ticket import (
     origin_of,
     pays_itself,
 )
-from proxy_addon.payer.till import Grant
+from proxy_addon.payer.till import Grant, Till
 from proxy_addon.payer.wants import Want
 from store.account import Ending
 from store.lifecycle import PENDING_OPEN
@@ -53,7 +55,8 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class PaymentGate:
-    """Implements `proxy_addon.mitm.gate.Gate`. `why_not` says why a client is not paid for, or None."""
+    """Implements `proxy_addon.mitm.gate.Gate`. `why_not` says why a client is not paid for, or None; `user_of`, as
+    whom it has shown itself to the proxy, or None."""
 
     def __init__(
         self,
@@ -61,15 +64,22 @@ class PaymentGate:
         policy: SpendPolicy,
         *,
         reason_header: bool = False,
+        locate: Callable[[str], str] = str,
+        strict_retries: bool = False,
         why_not: Callable[[http.HTTPFlow], str | None] = lambda flow: None,
+        user_of: Callable[[http.HTTPFlow], str | None] = lambda flow: None,
     ) -> None:
+        self._user_of = user_of
         self._parts = parts
         self._policy = policy
         self._reason_header = reason_header
+        self._locate = locate  # says where in the config the keys are that a message names
         self._why_not = why_not
         self._offers = Offers(parts, policy)
         self._repairs = Repairs(parts, self._offers, self)
-        self.sockets = Sockets(parts, policy, self._offers, self, why_not)
+        self.repeats = Repeats(parts, strict=strict_retries)
+        self.guard = Guard(parts, policy)
+        self.sockets = Sockets(parts, policy, self._offers, self, why_not, user_of)
         self._accept: Fields = (("Accept-Payment", registry.accept_payment()),)
 
     # -- 1: the request's headers are here
@@ -89,15 +99,16 @@ class PaymentGate:
         if self._policy.rule_for(origin) is None or pays_itself(request) or self.sockets.pays_for(flow):
             return None
         ticket = PayTicket(
-            facts=facts_of(flow, origin),
+            facts=facts_of(flow, origin, self._user_of(flow)),
             origin=origin,
             url=f"{origin}{request.path}",
             repeatable_method=request.method in SAFE_METHODS,
             own_authorization="authorization" in request.headers,
-            own_idempotency_key="idempotency-key" in request.headers,
+            own_idempotency_key=request.headers.get("idempotency-key"),
             refused=self._why_not(flow),
         )
-        if ticket.refused is None and not self._policy.shadow:
+        ticket.watches_body = self.repeats.awaits_body(ticket)
+        if ticket.refused is None and not self._policy.shadow and self.guard.in_advance(ticket):
             ticket.offer = self._offers.of_route(ticket)
         return ticket
 
@@ -133,11 +144,19 @@ class PaymentGate:
             return self._unpaid(ticket)
         try:
             till = offer.desk.till
-            if till is None:
+            if (
+                till is None
+                or self.repeats.may_be(ticket)
+                or not offer.live(self._parts.latest(ticket.origin))
+            ):
                 return None
             want = self._want(ticket, offer)
+            self.guard.admit(ticket, want)
             grant = till.take_now(want)
-            return None if grant is None else self._dispatch(ticket, offer, want, grant)
+            if grant is None:
+                want.let_go(charged=False)  # `prepare` comes next
+                return None
+            return self._dispatch(ticket, offer, want, grant)
         except LocalRefusal:
             return self._unpaid(ticket)  # its 402 will ask again, and then the reason is written down
         except Exception:
@@ -159,7 +178,7 @@ class PaymentGate:
 
     async def prepare(self, ticket: Ticket) -> Outgoing:
         assert isinstance(ticket, PayTicket)
-        if ticket.offer is None:
+        if ticket.offer is None or not ticket.offer.live(self._parts.latest(ticket.origin)):
             return self._unpaid(ticket)
         try:
             return await self.pay(ticket, ticket.offer)
@@ -180,6 +199,7 @@ class PaymentGate:
     def received(self, ticket: Ticket, response: http.Response) -> BodyFilter | None:
         assert isinstance(ticket, PayTicket)
         ticket.status = response.status_code
+        self._date(ticket, response)
         attempt = ticket.attempt
         if attempt is None or attempt.ended:
             return None
@@ -196,6 +216,10 @@ class PaymentGate:
         if attempt.receipt is not None or streams:
             self._offers.taken(ticket.route, attempt.offer, streams=streams)
         return self._stream(ticket, attempt) if streams else None
+
+    def _date(self, ticket: PayTicket, response: http.Response) -> None:
+        now, date = self._parts.now(), response.headers.get("date")
+        ticket.dated = self._parts.clocks.heard(ticket.origin, date, now)
 
     def _stream(self, ticket: PayTicket, attempt: Attempt) -> BodyFilter:
         caps, till = attempt.want.caps, attempt.grant.till
@@ -235,6 +259,7 @@ class PaymentGate:
     async def answered(self, ticket: Ticket, response: http.Response, body: bytes | None) -> Again | Deliver:
         assert isinstance(ticket, PayTicket)
         ticket.status = response.status_code
+        self._date(ticket, response)
         try:
             outgoing = await self._answered(ticket, response, body)
         except ChallengeExpired as error:
@@ -243,6 +268,7 @@ class PaymentGate:
             ticket.tries.count(Way.ANEW)
             outgoing = self._unpaid(ticket)  # to be asked again
         except LocalRefusal as error:
+            ticket.refusal = error.reason
             return self._refuse(ticket.facts, ticket.status, error.reason, str(error))
         except BursarError as error:
             return self._refuse(ticket.facts, ticket.status, "protocol", str(error))
@@ -260,9 +286,11 @@ class PaymentGate:
                 raise LocalRefusal("client-not-allowed", ticket.refused)
             if not parsed.challenges:
                 raise RemoteProtocolError(f"{ticket.facts.host} sent a bad challenge: {parsed.problems[0]}")
+            await self.guard.learn(ticket.origin)
             offer = self._offers.choose(ticket, parsed.challenges)
             if self._policy.shadow:
                 return self._shadow(ticket, offer)
+            await self.guard.attempt(ticket, offer)
             await snapshots.heed(self._parts, offer, response.headers.get(snapshots.FIELD))
             return await self.pay(ticket, offer)
         if "Payment-Receipt" in response.headers:  # an application's own 402, after it charged for it
@@ -274,6 +302,7 @@ class PaymentGate:
             # Not an answer of the Payment scheme: nothing says whether it was charged.
             self.received(ticket, response)
             return Deliver()
+        self.guard.repair(ticket)
         return await self._repairs.mend(ticket, attempt, response, kind, parsed.challenges)
 
     def _shadow(self, ticket: PayTicket, offer: Offer) -> Deliver:
@@ -295,7 +324,8 @@ class PaymentGate:
         if facts.host not in message:
             message = f"{facts.host}: {message}"
         fields = {**facts.fields(), "outcome": "refused", "reason": reason, "status": status}
-        self._parts.audit.note("decision", f"not paid: {message}", level=logging.WARNING, fields=fields)
+        told = f"not paid: {self._locate(message)} (bursar explain {reason})"
+        self._parts.audit.note("decision", told, level=logging.WARNING, fields=fields)
         return Deliver((("Bursar-Reason", reason),) if self._reason_header else ())
 
     # -- paying
@@ -307,10 +337,14 @@ class PaymentGate:
             caps=offer.caps,
             tries=ticket.tries,
             challenge_id=offer.challenge.id,
-            expires_at=offer.expires_at,
+            # By our clock not before the server's says so: until then it may still take it.
+            expires_at=offer.expires_at + self._parts.clocks.behind(ticket.origin),
+            expires_there=offer.challenge.expires_at or 0,
             fingerprint=ticket.fingerprint,
+            retry_of=ticket.repeats.first if ticket.repeats is not None else None,
             resource=offer.resource,
             metered=ticket.in_band or self._offers.metered(ticket.route, offer.terms.unit_type),
+            client_cap=self._policy.client_cap(ticket.facts.user or LOCAL_CLIENT, offer.caps.token),
         )
 
     async def pay(
@@ -320,8 +354,14 @@ class PaymentGate:
         self._parts.need_signer()
         want = self._want(ticket, offer)
         want.bump, want.write_off = bump, write_off
-        grant = await offer.desk.take(want, offer.terms, offer.challenge, offer.resource)
-        if not offer.live(self._parts.now()):
+        await self.repeats.before(ticket, offer, want)
+        self.guard.admit(ticket, want)
+        try:
+            grant = await offer.desk.take(want, offer.terms, offer.challenge, offer.resource)
+        except BaseException:
+            want.let_go(charged=False)
+            raise
+        if not offer.live(self._parts.latest(ticket.origin)):
             if grant.channel.status in PENDING_OPEN:
                 offer.desk.opening_ended(grant.till, sent=False, told=False)
             grant.till.end(grant.hold, Ending.FREE, want, reason="not sent")
@@ -331,7 +371,9 @@ class PaymentGate:
     def resend(self, ticket: PayTicket, attempt: Attempt, offer: Offer) -> Outgoing:
         """The same hold with the current voucher, against a fresh challenge. No new money. Raises `LocalRefusal`."""
         attempt.offer = offer
-        attempt.want.challenge_id, attempt.want.expires_at = offer.challenge.id, offer.expires_at
+        fresh = self._want(ticket, offer)
+        attempt.want.challenge_id, attempt.want.expires_at = fresh.challenge_id, fresh.expires_at
+        attempt.want.expires_there = max(attempt.want.expires_there, fresh.expires_there)
         attempt.grant = attempt.grant.till.resend(attempt.grant, attempt.want)
         return self._credential(ticket, attempt)
 
@@ -353,8 +395,9 @@ class PaymentGate:
             f"did:pkh:{scope.chain}:{scope.payer}",
         )
         adds: Fields = ()
-        if not (ticket.repeatable_method or ticket.own_idempotency_key):
-            adds = (("Idempotency-Key", ticket.facts.request_id),)
+        if not ticket.repeatable_method and ticket.own_idempotency_key is None:
+            first = ticket.repeats.first if ticket.repeats is not None else ticket.facts.request_id
+            adds = (("Idempotency-Key", first),)
         return Outgoing(sets=((offer.challenge.credential_header, value),), adds=adds)
 
     # -- 5: the end
@@ -364,20 +407,32 @@ class PaymentGate:
         try:
             if ticket.attempt is not None:
                 booking.finish(ticket, ticket.attempt, outcome)
+            self.booked(ticket, outcome)
+            self.repeats.after(ticket, outcome)
         except Exception:
             log.exception("bursar: the end of a payment could not be booked; it stays counted as spent")
 
+    def booked(self, ticket: PayTicket, outcome: Outcome) -> None:
+        self.guard.finished(ticket, outcome)
+
     # -- upkeep
+
+    @property
+    def tills(self) -> tuple[Till, ...]:
+        """The channels that this process uses."""
+        return tuple(till for desk in self._offers.desks for till in desk.tills)
 
     async def release_idle(self, idle_ms: int) -> None:
         """Give back channels that were not used for `idle_ms`, so that other processes can have them."""
-        before = self._parts.now() - idle_ms
+        before = self._parts.ticks() - idle_ms
         for desk in self._offers.desks:
             await desk.release_idle(before)
+        await self.guard.tidy(before)
 
     async def close(self) -> None:
         for desk in self._offers.desks:
             await desk.close()
+        await self.guard.tidy(self._parts.ticks() + 1)
 
 
 def _problem(response: http.Response, body: bytes | None) -> Problem | None:

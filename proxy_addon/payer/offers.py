@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError, UnsupportedChallenge
 from proxy_addon.core.headers import digest_matches
 from proxy_addon.core.messages import Challenge
-from proxy_addon.core.policy import Origin, Refusal, SpendPolicy
+from proxy_addon.core.policy import Caps, Origin, Refusal, SpendPolicy
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods import registry
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.desk import Desk
 from proxy_addon.payer.parts import LONGEST_CHALLENGE_MS, Parts
-from proxy_addon.payer.ticket import Offer, PayTicket, Route
+from proxy_addon.payer.ticket import Offer, PayTicket, Route, live
 
 V = TypeVar("V")
 
@@ -41,6 +42,42 @@ _OF_THE_VOUCHER: Final = frozenset(
 _NOBODY: Final = "0x" + "00" * 20
 
 
+@dataclass(frozen=True, slots=True)
+class Payable:
+    """A challenge that the policy allows, whoever asks for it."""
+
+    method: Method
+    terms: Terms
+    caps: Caps
+    expires_at: int  # ms
+
+
+def judge(
+    policy: SpendPolicy, origin: Origin, challenge: Challenge, now: int, pinned: str | None = None
+) -> Payable:
+    """What paying `challenge` to `origin` must fit. Raises `BursarError`: why it is not paid."""
+    method = registry.resolve(challenge)
+    terms = method.terms(challenge)
+    verdict = policy.judge(origin, terms, method.escrows, pinned)
+    if isinstance(verdict, Refusal):
+        raise LocalRefusal(verdict.reason, verdict.message)
+    expires_at = challenge.expires_at
+    if expires_at is None:
+        expires_at = now + LONGEST_CHALLENGE_MS
+    elif expires_at > now + LONGEST_CHALLENGE_MS:
+        raise LocalRefusal(
+            "expires-too-late",
+            f"{origin.shown} sent a challenge that is good until {challenge.expires}; one hour is the most that is"
+            " paid, since a lost payment stays uncertain for that long",
+        )
+    if not live(expires_at, now):
+        raise LocalRefusal(
+            "expired",
+            f"{origin.shown} sent a challenge that expired at {challenge.expires}; check this machine's clock",
+        )
+    return Payable(method, terms, verdict, expires_at)
+
+
 class Offers:
     """Judges challenges, and remembers the good ones."""
 
@@ -52,7 +89,7 @@ class Offers:
         self._kept: OrderedDict[Route, Offer] = OrderedDict()
         self._refused_reuse: OrderedDict[Route, int] = OrderedDict()
         self._streams: dict[Route, bool] = {}  # did an answer of this route ever stream?
-        self._paused: OrderedDict[Route, int] = OrderedDict()  # ms; nothing is paid in advance before
+        self._paused: OrderedDict[Route, int] = OrderedDict()  # ticks; nothing is paid in advance before
 
     @property
     def desks(self) -> tuple[Desk, ...]:
@@ -74,48 +111,34 @@ class Offers:
             except BursarError as error:
                 if failure is None or isinstance(failure, UnsupportedChallenge):
                     failure = error
-        assert failure is not None
-        raise failure
+        raise failure or RemoteProtocolError(f"{ticket.facts.host} sent no challenge")
 
     def _judge(self, ticket: PayTicket, challenge: Challenge) -> Offer:
-        now, host = self._parts.now(), ticket.facts.host
-        method = registry.resolve(challenge)
-        terms = method.terms(challenge)
-        verdict = self._policy.judge(ticket.origin, terms, method.escrows)
-        if isinstance(verdict, Refusal):
-            raise LocalRefusal(verdict.reason, verdict.message)
+        host = ticket.facts.host
+        pinned = self._parts.pins.get(str(ticket.origin))
+        payable = judge(self._policy, ticket.origin, challenge, self._parts.now(), pinned)
+        if not live(payable.expires_at, self._parts.latest(ticket.origin)):
+            raise LocalRefusal(
+                "expired",
+                f"{host} sent a challenge that has expired by its own clock, at {challenge.expires}",
+            )
         if blocks_client(ticket, challenge):
             raise LocalRefusal(
                 "client-authorization",
                 f"{host} wants the payment in Authorization, where the client has its own; it is never overwritten."
                 " The server could ask for Payment-Authorization, or the client leave its own out",
             )
-        expires_at = challenge.expires_at
-        if expires_at is None:
-            expires_at = now + LONGEST_CHALLENGE_MS
-        elif expires_at > now + LONGEST_CHALLENGE_MS:
-            raise LocalRefusal(
-                "expires-too-late",
-                f"{host} sent a challenge that is good until {challenge.expires}; one hour is the most that is paid,"
-                " since a lost payment stays uncertain for that long",
-            )
         if challenge.digest is not None and not _digest_fits(ticket, challenge.digest):
             raise RemoteProtocolError(f"{host} sent a challenge for another request body than this one's")
-        offer = Offer(
+        return Offer(
             challenge=challenge,
-            terms=terms,
-            method=method,
-            caps=verdict,
-            desk=self._desk(ticket.origin, method, terms),
-            expires_at=expires_at,
+            terms=payable.terms,
+            method=payable.method,
+            caps=payable.caps,
+            desk=self._desk(ticket.origin, payable.method, payable.terms),
+            expires_at=payable.expires_at,
             resource=f"{ticket.origin}{ticket.facts.path}",
         )
-        if not offer.live(now):
-            raise LocalRefusal(
-                "expired",
-                f"{host} sent a challenge that expired at {challenge.expires}; check this machine's clock",
-            )
-        return offer
 
     def _desk(self, origin: Origin, method: Method, terms: Terms) -> Desk:
         signer = self._parts.signer
@@ -134,10 +157,12 @@ class Offers:
 
     def of_route(self, ticket: PayTicket) -> Offer | None:
         """The offer that a request of this route may use at once."""
-        offer, now = self._kept.get(ticket.route), self._parts.now()
-        if offer is None or blocks_client(ticket, offer.challenge) or self._paused.get(ticket.route, 0) > now:
+        offer = self._kept.get(ticket.route)
+        if offer is None or blocks_client(ticket, offer.challenge):
             return None
-        if not offer.live(now):
+        if self._paused.get(ticket.route, 0) > self._parts.ticks():
+            return None
+        if not offer.live(self._parts.latest(ticket.origin)):
             del self._kept[ticket.route]
             return None
         return offer
@@ -185,7 +210,7 @@ class Offers:
 
     def pause(self, route: Route, seconds: int) -> None:
         """The server wants no payment for so long: the route's requests go unpaid first, and are asked again."""
-        _put(self._paused, route, self._parts.now() + seconds * 1000)
+        _put(self._paused, route, self._parts.ticks() + seconds * 1000)
 
 
 def _put(kept: OrderedDict[Route, V], route: Route, value: V) -> None:

@@ -13,24 +13,29 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
-from proxy_addon.audit import amount_fields, utc_date
+from proxy_addon.audit import amount_fields
 from proxy_addon.chain import ChainClient, fee_of
 from proxy_addon.core.errors import ChainUnavailable, LocalRefusal
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import ChainState, Method
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
-from proxy_addon.payer.wants import Want, limit_refusal, over_max_price
+from proxy_addon.payer.wants import Want, limit_refusal, over_max_price, store_refusal
 from store import budgets
-from store.channels import LimitExceeded
+from store.charging import ClockWentBack, LimitExceeded
 from store.contract import StoreError
 from store.lifecycle import PENDING_OPEN, ChannelStatus
-from store.records import Channel, PaymentScope, PendingTransaction
+from store.pins import PayeeChanged
+from store.records import Channel, CounterMove, PaymentScope, PendingTransaction
 
 log: Final = logging.getLogger("bursar")
 
 FIRST_WAIT_S: Final = 0.1
 LONGEST_WAIT_S: Final = 2.0
+_LOOK_BLOCKS: Final = 10_000  # what endpoints allow at least for one look at the logs
+_MOST_LOOKS: Final = 50
+_BLOCKS_PER_S: Final = 4  # Tempo makes two at most
+_MARGIN_S: Final = 60
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -43,7 +48,8 @@ async def propose(
     The record allows the first voucher: `want`'s price. Raises `LocalRefusal` (limits, unfunded wallet, an
     opening already on its way), `ChainUnavailable`; then nothing is on record, and what was signed is dropped.
     """
-    signer, chain, caps = parts.need_signer(), parts.chain(scope.chain), want.caps
+    signer = parts.need_payer_key(f"opening a channel for {want.facts.host}")
+    chain, caps = parts.chain(scope.chain), want.caps
     deposit = caps.deposit_for(terms)
     first = max(want.price, terms.min_delta)
     if want.tries.new_money + first > caps.per_request:
@@ -64,7 +70,9 @@ async def propose(
             f"the wallet {scope.payer} has {caps.token.show(balance)} on {scope.chain}, an opening for"
             f" {want.facts.host} needs {caps.token.show(needed)}; fund it, or lower {caps.rule}.max_deposit",
         )
-    counters = caps.open_moves(deposit, first, utc_date(parts.now()))
+    parts.calendar.heard(head.timestamp)
+    date = await parts.calendar.today(scope.chain)
+    counters = caps.open_moves(deposit, first, date)
     channel = Channel(
         channel_id=plan.channel_id,
         scope=scope,
@@ -87,18 +95,34 @@ async def propose(
         opened_at=parts.now(),
         updated_at=parts.now(),
     )
+    # What its client's day reserves is not given back if the opening fails: by then it may cover other requests.
+    cover = parts.clients.cover(date, parts.ticks())
+    cover.add(want)
+
+    async def commit(reserving: tuple[CounterMove, ...]) -> Channel:
+        return await parts.store.propose(
+            channel, (*counters, *reserving), max_channels=caps.channels_per_scope, pin=caps.pin_payee
+        )
+
     try:
-        channel = await parts.store.propose(channel, counters, max_channels=caps.channels_per_scope)
-    except LimitExceeded as error:
-        raise limit_refusal(error, want.facts.host, caps.token) from None
+        proposed = await cover.reserve(commit, anyway=True)
+    except BaseException as error:
+        cover.undo()
+        match error:
+            case LimitExceeded():
+                raise limit_refusal(error, want.facts.host, caps.token) from None
+            case ClockWentBack() | PayeeChanged():
+                raise store_refusal(error, want) from None
+        raise
     want.tries.new_money += first
-    return parts.till(channel)
+    return parts.till(proposed)
 
 
 async def settle(parts: Parts, till: Till, *, sleep: Sleep = asyncio.sleep) -> bool:
     """Wait until the chain has decided on a pending opening, and write the answer down.
 
-    True: the channel is open. False: it is provably not there and never will be; its counters are given back.
+    True: the channel is there (or was: closed again at once, it is set aside until its end is booked). False: it is
+    provably not there and never will be; its counters are given back. What counts is firm (`contract.ChainReader`).
     Goes on for as long as no endpoint answers; cancel it to stop.
     """
     channel = till.channel
@@ -107,15 +131,19 @@ async def settle(parts: Parts, till: Till, *, sleep: Sleep = asyncio.sleep) -> b
     while True:
         try:
             state = await till.method.read_channel(chain, channel)
+            assert channel.pending is not None
             if state.exists:
+                _check_deposit(channel, state)
                 await _opened(parts, till, chain, state)
                 return True
-            assert channel.pending is not None
-            if state.block.timestamp > channel.pending.valid_before and not await _landed(
-                chain, channel, state
-            ):
-                await fail(parts, till, "absent in a block past its validity")
-                return False
+            if state.block.timestamp > channel.pending.valid_before:
+                if not await _landed(chain, channel, state):
+                    await fail(parts, till, "absent in a block past its validity")
+                    return False
+                if await till.method.read_closing(chain, channel, state.block) is not None:
+                    await _opened(parts, till, chain, state)
+                    await _gone(till)
+                    return True
         except ChainUnavailable as error:
             if not complained:
                 log.warning("bursar: the opening of %s waits for the chain: %s", channel.channel_id, error)
@@ -124,22 +152,48 @@ async def settle(parts: Parts, till: Till, *, sleep: Sleep = asyncio.sleep) -> b
         wait = min(wait * 1.5, LONGEST_WAIT_S)
 
 
+def _check_deposit(channel: Channel, state: ChainState) -> None:
+    """Less in the escrow than we have signed for cannot be; more is no reason to authorise more."""
+    assert channel.pending is not None
+    if state.deposit < channel.pending.deposit:
+        raise ChainUnavailable(
+            f"{channel.scope.chain} shows a deposit of {state.deposit} for {channel.channel_id}, whose opening"
+            f" deposits {channel.pending.deposit}: that cannot be; check [chains].rpc in the config"
+        )
+
+
 async def _landed(chain: ChainClient, channel: Channel, state: ChainState) -> bool:
     """Did the opening land although the channel is not there (closed again at once)? Then it is no failure."""
-    assert channel.pending is not None
-    receipt = await chain.receipt(channel.pending.tx_hash)
+    pending = channel.pending
+    assert pending is not None
+    receipt = await chain.firm_receipt(pending.tx_hash, state.block)
     if receipt is not None:
         return receipt.succeeded
-    from_block = max(0, state.block.number - 500)
     # A sponsored transaction has another hash; the channel's own events name it whoever sent it.
-    logs = await chain.logs(channel.scope.escrow, (None, channel.channel_id), from_block=from_block)
-    return bool(logs)
+    last = state.block.number
+    first = last - (state.block.timestamp - pending.valid_before + _MARGIN_S) * _BLOCKS_PER_S
+    for _ in range(_MOST_LOOKS):
+        if last < max(0, first):
+            break
+        start = max(0, last - _LOOK_BLOCKS + 1)
+        topics = (None, channel.channel_id)
+        if await chain.firm_logs(channel.scope.escrow, topics, from_block=start, to_block=last):
+            return True
+        last = start - 1
+    return False
+
+
+async def _gone(till: Till) -> None:
+    """It landed, and is closed already: nothing is paid with it, and the next close books its end."""
+    note = "it was closed on the chain as soon as it was opened"
+    await till.commit(change=lambda record: replace(record, status=ChannelStatus.ASIDE, note=note))
 
 
 async def _opened(parts: Parts, till: Till, chain: ChainClient, state: ChainState) -> None:
     channel = till.channel
     fee = 0
     assert channel.pending is not None
+    deposit = channel.pending.deposit  # never more than we have signed for, whatever an endpoint says
     if not channel.pending.fee_sponsored:
         try:
             receipt = await chain.receipt(channel.pending.tx_hash)
@@ -153,25 +207,24 @@ async def _opened(parts: Parts, till: Till, chain: ChainClient, state: ChainStat
         return replace(
             record,
             status=ChannelStatus.OPEN,
-            deposit=state.deposit,
-            settled=state.settled,
+            deposit=deposit,
+            settled=min(state.settled, deposit),
             pending=None,
             fees=record.fees + fee,
         )
 
-    tx_hash = channel.pending.tx_hash
-    await till.commit(change=change)
     token = parts.token(channel.scope.chain, channel.scope.token)
-    parts.audit.note(
+    parts.audit.note(  # before the record: who dies in between does it again, and the line counts once
         "opened",
-        f"opened channel {channel.channel_id} for {channel.scope.host}: deposit {token.show(state.deposit)},"
+        f"opened channel {channel.channel_id} for {channel.scope.host}: deposit {token.show(deposit)},"
         f" network fee {token.show(fee)}",
         channel_id=channel.channel_id,
         host=channel.scope.host,
-        tx=tx_hash,
+        tx=channel.pending.tx_hash,
         fee=str(fee),
-        fields=amount_fields(token, state.deposit),
+        fields=amount_fields(token, deposit),
     )
+    await till.commit(change=change)
 
 
 async def fail(parts: Parts, till: Till, reason: str) -> None:

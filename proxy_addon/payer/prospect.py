@@ -97,7 +97,7 @@ def foresee(
         if channel.authorised + size <= channel.ceiling:
             return Prospect(Step.RAISE, channel, size, 0, uses(caps.raise_moves(size, date)))
     for channel in usable:
-        added = topping.size(channel, caps, terms, topping.shortfall(channel, terms.price))
+        added = topping.size(channel, caps, terms, topping.shortfall(channel, Demand(terms.price)))
         if added:
             size = max(terms.price - channel.free, channel.min_delta)
             moves = (*caps.raise_moves(size, date), *caps.deposit_moves(added, date))

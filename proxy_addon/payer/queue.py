@@ -7,15 +7,16 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from proxy_addon.audit import Clock, utc_date
 from proxy_addon.core.dispatch import raise_sizes, share
 from proxy_addon.core.errors import LocalRefusal
+from proxy_addon.payer.raising import charge
 from proxy_addon.payer.tasks import background
-from proxy_addon.payer.wants import NoRoom, Want, deposit_used_up, limit_refusal, over_limit
+from proxy_addon.payer.wants import NoRoom, Want, deposit_used_up, limit_refusal, over_limit, store_refusal
 from store.channels import LimitExceeded
 from store.contract import StoreError
 
 if TYPE_CHECKING:
+    from proxy_addon.payer.clients import Cover
     from proxy_addon.payer.till import Grant, Till
 
 log: Final = logging.getLogger("bursar")
@@ -26,9 +27,8 @@ Waiter = tuple[Want, "asyncio.Future[Grant]"]
 class Queue:
     """In order of arrival. Whoever is refused gets the reason; then nothing was signed for it."""
 
-    def __init__(self, till: Till, now: Clock) -> None:
+    def __init__(self, till: Till) -> None:
         self._till = till
-        self._now = now
         self._waiting: list[Waiter] = []
         self._pump: asyncio.Task[None] | None = None
         self._first: str | None = None  # the request that is served before anything is raised again
@@ -103,7 +103,7 @@ class Queue:
             self.deny(group, error)
             return
         except StoreError as error:
-            self.deny(group, LocalRefusal("store", str(error)))
+            self.deny(group, store_refusal(error, group[0][0]))
             return
         except BaseException as error:
             told = f"{type(error).__name__} while paying; nothing was signed"
@@ -114,6 +114,7 @@ class Queue:
             return
         for want, future in group:
             if future.done():  # its client has gone
+                want.unclaim()
                 continue
             # A request that was bumped or written off has had its raise; it holds like any other now.
             want.bump = want.write_off = False
@@ -123,8 +124,10 @@ class Queue:
             try:
                 future.set_result(self._till.grant(want))
             except LocalRefusal as error:
+                want.unclaim()
                 future.set_exception(error)
             except Exception as error:
+                want.unclaim()
                 log.exception("bursar: a payment failed inside")
                 future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
 
@@ -133,17 +136,35 @@ class Queue:
 
         Raises `NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
         """
-        if any(want.write_off for want in wants):
-            self._till.write_off()
-        caps = wants[0].caps
-        sizes = raise_sizes(
+        for want in wants:
+            if want.write_off:
+                self._till.write_off(want)
+        till = self._till
+        if self._sizes(wants) == (0,) and all(till.cover_now(want) for want in wants):
+            return
+        date = await till.calendar.today(till.channel.scope.chain)
+        sizes = self._sizes(wants)
+        cover = till.clients.cover(date, till.ticks())
+        for want in wants:
+            forced = want.bump or want.write_off
+            cover.add(want, beyond=share(till.channel, want.price, sizes[0]) if forced else 0)
+        try:
+            await self._raise_by(sizes, wants, date, cover)
+        except BaseException:
+            cover.undo()
+            raise
+
+    def _sizes(self, wants: Sequence[Want]) -> tuple[int, ...]:
+        return raise_sizes(
             self._till.channel,
             [want.demand for want in wants],
             others_in_flight=len(self._till.channel.holds),
-            ahead_limit=caps.authorise_ahead,
+            ahead_limit=wants[0].caps.authorise_ahead,
         )
-        if sizes == (0,):
-            return
+
+    async def _raise_by(self, sizes: Sequence[int], wants: Sequence[Want], date: str, cover: Cover) -> None:
+        """By the first size that fits; with it, what the clients need on their days."""
+        caps = wants[0].caps
         failure: LimitExceeded | NoRoom | LocalRefusal | None = None
         for size in sizes:
             shares = [share(self._till.channel, want.price, size) for want in wants]
@@ -153,7 +174,7 @@ class Queue:
             if (failure := over_limit(wants, shares)) is not None:
                 continue
             try:
-                await self._till.commit(raised=size, counters=caps.raise_moves(size, utc_date(self._now())))
+                await charge(self._till, size, caps, date, cover)
             except LimitExceeded as error:
                 failure = error
                 continue
@@ -165,6 +186,7 @@ class Queue:
 
     @staticmethod
     def deny(group: Sequence[tuple[Want, asyncio.Future[Grant]]], error: LocalRefusal) -> None:
-        for _, future in group:
+        for want, future in group:
+            want.unclaim()
             if not future.done():
                 future.set_exception(error)

@@ -116,7 +116,7 @@ class Repairs:
     ) -> Offer | BursarError:
         """What may be paid now: the challenge that came with the refusal, else the old one while it is good."""
         wait = response.headers.get("Retry-After")
-        seconds = None if wait is None else parse_retry_after(wait, self._parts.now())
+        seconds = None if wait is None else parse_retry_after(wait, ticket.dated or self._parts.now())
         if seconds:
             self._offers.pause(ticket.route, seconds)
             return LocalRefusal(
@@ -129,7 +129,7 @@ class Repairs:
                 return self._offers.choose(ticket, challenges)
             except BursarError as error:
                 return error
-        if attempt.offer.live(self._parts.now()):
+        if attempt.offer.live(self._parts.latest(ticket.origin)):
             return attempt.offer
         return _refused(ticket, attempt, kind)
 

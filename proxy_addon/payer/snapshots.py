@@ -26,7 +26,7 @@ async def heed(parts: Parts, offer: Offer, field: str | None = None) -> None:
     that. One over what is on record proves that the record is not the last one (an old copy was put back, or
     another machine pays from the same channel): the channel is set aside, and nothing more is signed on it.
     """
-    for snapshot in (_of_challenge(offer.challenge), _of_field(field)):
+    for snapshot in (of_challenge(offer.challenge), of_field(field)):
         if snapshot is not None:
             await _heed(parts, offer, snapshot)
 
@@ -56,7 +56,7 @@ async def _heed(parts: Parts, offer: Offer, snapshot: SessionSnapshot) -> None:
             till.channel = account.proven_accepted(channel, proven)
 
 
-def _of_field(value: str | None) -> SessionSnapshot | None:
+def of_field(value: str | None) -> SessionSnapshot | None:
     try:
         return None if value is None else parse_snapshot(value)
     except RemoteProtocolError as error:
@@ -64,7 +64,7 @@ def _of_field(value: str | None) -> SessionSnapshot | None:
         return None
 
 
-def _of_challenge(challenge: Challenge) -> SessionSnapshot | None:
+def of_challenge(challenge: Challenge) -> SessionSnapshot | None:
     details = challenge.request_json.get("methodDetails")
     told = details.get("sessionSnapshot") if isinstance(details, dict) else None
     if told is None:

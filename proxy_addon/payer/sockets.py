@@ -60,6 +60,9 @@ class Payments(Protocol):
     def refresh(self, ticket: PayTicket, attempt: Attempt, answer: Answer) -> Offer | None:
         """A payable offer on the same channel out of an answer's own challenge."""
 
+    def booked(self, ticket: PayTicket, outcome: Outcome) -> None:
+        """Its last attempt is booked: what does it say about the server?"""
+
 
 class Sockets:
     """Handshakes that were paid for, by their flows, until their connections end."""
@@ -71,12 +74,14 @@ class Sockets:
         offers: Offers,
         payments: Payments,
         why_not: Callable[[http.HTTPFlow], str | None],
+        user_of: Callable[[http.HTTPFlow], str | None] = lambda flow: None,
     ) -> None:
         self._parts = parts
         self._policy = policy
         self._offers = offers
         self._payments = payments
         self._why_not = why_not
+        self._user_of = user_of
         self._sockets: dict[str, Socket] = {}
 
     def pays_for(self, flow: http.HTTPFlow) -> bool:
@@ -92,12 +97,11 @@ class Sockets:
     async def prepare(self, flow: http.HTTPFlow) -> None:
         origin = origin_of(flow.request)
         ticket = PayTicket(
-            facts=facts_of(flow, origin),
+            facts=facts_of(flow, origin, self._user_of(flow)),
             origin=origin,
             url=f"{origin}{flow.request.path}",
             repeatable_method=True,
             own_authorization=False,  # the credential goes into a frame, not into the client's header
-            own_idempotency_key=False,
             refused=self._why_not(flow),
             in_band=True,
         )
@@ -235,13 +239,13 @@ class Socket:
             case frames.Failed(status, message):
                 self._failed(status, message)
             case frames.Unreadable(name, reason):
-                log.warning("bursar: %s sent a %s frame that cannot be read: %s", self._host, name, reason)
+                self._stream.complain(f"sent a {name} frame that cannot be read: {reason}")
         return False
 
     def _own(self, receipt: Receipt) -> bool:
         own = receipt.channel_id in (None, self._attempt.grant.channel.channel_id)
         if not own:
-            log.warning("bursar: %s sent a receipt for another channel than this connection's", self._host)
+            self._stream.complain("sent a receipt for another channel than this connection's")
         return own
 
     def _paid(self, receipt: Receipt) -> None:
@@ -259,13 +263,19 @@ class Socket:
             self._receipt.set_result(receipt)
 
     def _failed(self, status: int, message: str) -> None:
-        """The server closes the connection next. Its words go to the log, not into any decision on money."""
-        log.warning("bursar: %s ends a paid WebSocket (%d): %.200r", self._host, status, message)
+        """The server means to close the connection next. Its words go to the log, not into any decision on money.
+
+        A server that gives its whole problem as the reason of the close cannot send it (a reason has 123 bytes), and
+        then neither closes nor answers a ping: so we do, or the client would wait for ever.
+        """
+        self._stream.complain(f"ends a paid WebSocket ({status}): {message[:200]!r}")
         self._refused = not self._accepted and status == 402
         if self._receipt is not None and not self._receipt.done():
             self._receipt.set_exception(
                 LocalRefusal("refused-by-server", f"{self._host} refused a voucher frame ({status})")
             )
+        else:
+            self.stopped = frames.close(frames.POLICY, "bursar stopped paying: refused-by-server")
 
     @property
     def _host(self) -> str:
@@ -295,7 +305,7 @@ class Socket:
 
     async def _fresh_challenge(self) -> None:
         offer = self._attempt.offer
-        if offer.live(self._parts.now() + REFRESH_MS):
+        if offer.live(self._parts.latest(self._ticket.origin) + REFRESH_MS):
             return
         answer = await self._parts.outbound.send(
             "GET", self._ticket.url, {"Accept-Payment": registry.accept_payment()}
@@ -332,6 +342,9 @@ class Socket:
             outcome = Outcome.COMPLETE
         try:
             self._book(outcome)
+            # Who ended the connection is not known: only what the server said for sure counts against it.
+            self._ticket.client_left = not self._refused
+            self._payments.booked(self._ticket, Outcome.CUT if self._accepted else outcome)
         except Exception:
             log.exception(
                 "bursar: the end of a paid WebSocket could not be booked; it stays counted as spent"

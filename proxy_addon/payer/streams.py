@@ -19,6 +19,7 @@ from proxy_addon.core.errors import BursarError, LocalRefusal, OutcomeUnknown, R
 from proxy_addon.core.messages import NeedVoucher, Receipt, build_credential, parse_problem
 from proxy_addon.core.repair import Tries, Way, way_out
 from proxy_addon.core.sse import EventFilter, Malformed, PaymentEvent
+from proxy_addon.methods import registry
 from proxy_addon.outbound import Answer
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.tasks import background
@@ -32,6 +33,8 @@ log: Final = logging.getLogger("bursar")
 REPEAT_MS: Final = 1_000
 """A need that the current voucher covers is answered with that voucher again, so often at most."""
 MOST_TRIES: Final = 4
+MOST_COMPLAINTS: Final = 5
+"""So often is a stream's nonsense logged."""
 
 Refresh = Callable[[PayTicket, Attempt, Answer], Offer | None]
 Send = Callable[[Grant], Awaitable[Answer]]
@@ -67,13 +70,14 @@ class MeteredStream:
     _base: int = 0  # what was counted on the channel before this stream
     _need: NeedVoucher | None = None
     _task: asyncio.Task[None] | None = None
-    _raises: deque[tuple[int, int]] = field(default_factory=deque)  # (ms, base units) of the last second
+    _raises: deque[tuple[int, int]] = field(default_factory=deque)  # (ticks, base units) of the last second
     _sent_at: int = 0
     _required: int = 0  # highest that was asked for
     _delivered: int = 0  # of the channel's sum, by the time of the last need
     _taken: int = 0  # highest voucher that the server took from us on this stream
     _total: int = 0
     _closed: bool = False
+    _complaints: int = 0
     _busy: bool = (
         False  # a commit or a voucher is on its way. Interrupted, they break the record, or the pool
     )
@@ -103,13 +107,11 @@ class MeteredStream:
                 if event.channel_id in (None, channel_id):
                     self.metered, self.receipt, self._need = True, event, None
             case Malformed():
-                log.warning(
-                    "bursar: %s sent a %s that cannot be read: %s", self._host, event.name, event.reason
-                )
+                self.complain(f"sent a {event.name} that cannot be read: {event.reason}")
 
     def _needed(self, need: NeedVoucher) -> None:
         if need.channel_id != self.attempt.grant.channel.channel_id:
-            log.warning("bursar: %s asks for a voucher of a channel that is not this stream's", self._host)
+            self.complain("asks for a voucher of a channel that is not this stream's")
             return
         self.metered = True
         if need.required_cumulative > self._required:
@@ -122,6 +124,12 @@ class MeteredStream:
         self._need = need
         if self._task is None:
             self._task = background(self._serve(), "bursar-stream")
+
+    def complain(self, what: str) -> None:
+        """A few lines for each stream: it must not fill our disk with the log."""
+        self._complaints += 1
+        if self._complaints <= MOST_COMPLAINTS:
+            log.warning("bursar: %s %s", self._host, what)
 
     def progressed(self) -> None:
         """The body goes on: what was needed has been taken."""
@@ -166,7 +174,7 @@ class MeteredStream:
 
     async def _answer(self, need: NeedVoucher) -> None:
         """Make the server's balance reach what it needs, or raise the reason why not."""
-        grant, now = await self._grant(need.required_cumulative), self.parts.now()
+        grant, now = await self._grant(need.required_cumulative), self.parts.ticks()
         if grant.amount <= self._taken and now - self._sent_at < REPEAT_MS:
             await asyncio.sleep((REPEAT_MS - (now - self._sent_at)) / 1000)
         await self._send(grant)
@@ -174,6 +182,7 @@ class MeteredStream:
     async def _grant(self, required: int) -> Grant:
         till, want, hold = self.attempt.grant.till, self.attempt.want, self.attempt.grant.hold
         await self.attempt.offer.desk.decided(till)
+        till.check_usable()  # an opening that has failed has ended our hold
         more = required - till.channel.authorised
         if more <= 0:
             return till.current(hold)
@@ -205,7 +214,7 @@ class MeteredStream:
         finally:
             self._busy = False
         self._total += more
-        self._raises.append((self.parts.now(), more))
+        self._raises.append((self.parts.ticks(), more))
         return grant
 
     async def _make_room(self, more: int) -> bool:
@@ -218,7 +227,7 @@ class MeteredStream:
     async def _pace(self, more: int) -> None:
         """Wait until the last second's raises and this one fit units per second; one step always fits."""
         while True:
-            now = self.parts.now()
+            now = self.parts.ticks()
             while self._raises and self._raises[0][0] <= now - 1000:
                 self._raises.popleft()
             if not self._raises or sum(amount for _, amount in self._raises) + more <= self.limits.per_second:
@@ -229,9 +238,12 @@ class MeteredStream:
         """One voucher by HEAD; refusals are repaired (a, c, e), lost ones sent again: no new money for either."""
         till, tries = grant.till, Tries()
         for _ in range(MOST_TRIES):
-            self._sent_at = self.parts.now()
+            self._sent_at = self.parts.ticks()
             self._busy = True
             try:
+                await self._renew()
+                if self._closed:
+                    return
                 answer = await (self.send or self._send_head)(grant)
             except OutcomeUnknown as error:
                 if self._closed:
@@ -252,13 +264,7 @@ class MeteredStream:
     async def _mend(self, grant: Grant, answer: Answer, tries: Tries) -> Grant:
         """A refused HEAD has no body, and mostly no reason: try the ways that fit."""
         till, hold = grant.till, grant.hold
-        fresh = self.refresh(self.ticket, self.attempt, answer)
-        if fresh is not None:
-            self.attempt.offer = fresh
-            self.attempt.want.challenge_id, self.attempt.want.expires_at = (
-                fresh.challenge.id,
-                fresh.expires_at,
-            )
+        self._adopt(self.refresh(self.ticket, self.attempt, answer))
         kind = _kind(answer)
         way = way_out(answer.status, kind or "verification-failed", grant.amount, till.channel, tries)
         tries.count(way)
@@ -283,6 +289,28 @@ class MeteredStream:
             "refused-by-server",
             f"{self._host} refused a voucher for its own stream ({answer.status}{', ' + kind if kind else ''})",
         )
+
+    async def _renew(self) -> None:
+        """A challenge that has expired is never sent: ask for another one first, without a payment."""
+        if self.send is not None or self._closed:  # frames see to that themselves
+            return
+        if self.attempt.offer.live(self.parts.latest(self.ticket.origin)):
+            return
+        hint = {"Accept-Payment": registry.accept_payment()}
+        fresh = self.refresh(
+            self.ticket, self.attempt, await self.parts.outbound.send("HEAD", self.url, hint)
+        )
+        if fresh is None:
+            raise LocalRefusal(
+                "expired", f"the challenge of this stream has expired, and {self._host} gives no other one"
+            )
+        self._adopt(fresh)
+
+    def _adopt(self, fresh: Offer | None) -> None:
+        if fresh is not None:
+            want = self.attempt.want
+            self.attempt.offer = fresh
+            want.challenge_id, want.expires_at = fresh.challenge.id, fresh.expires_at
 
     async def _send_head(self, grant: Grant) -> Answer:
         field = self.attempt.offer.challenge.credential_header

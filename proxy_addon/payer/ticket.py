@@ -17,8 +17,10 @@ from proxy_addon.core.repair import Tries
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.desk import Desk
+from proxy_addon.payer.retries import Unknown
 from proxy_addon.payer.till import Grant
 from proxy_addon.payer.wants import Want
+from store.account import Ending
 
 if TYPE_CHECKING:
     from proxy_addon.payer.streams import MeteredStream
@@ -27,6 +29,10 @@ Route = tuple[Origin, str, str]  # origin, method, path without query
 
 EXPIRY_SKEW_MS = 5_000
 """A challenge is not used in its last seconds: the server's clock may be ahead of ours."""
+
+
+def live(expires_at: int, now: int) -> bool:
+    return now < expires_at - EXPIRY_SKEW_MS
 
 
 class ChallengeExpired(LocalRefusal):
@@ -53,7 +59,7 @@ class Offer:
     refused: bool = False  # after it had been taken
 
     def live(self, now: int) -> bool:
-        return now < self.expires_at - EXPIRY_SKEW_MS
+        return live(self.expires_at, now)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,9 +70,13 @@ class Attempt:
     want: Want
     grant: Grant
     opening: bool  # it carries the opening of its channel
-    ended: bool = False
+    ending: Ending | None = None
     receipt: Receipt | None = None
     stream: MeteredStream | None = None  # its answer is an event stream
+
+    @property
+    def ended(self) -> bool:
+        return self.ending is not None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -78,14 +88,22 @@ class PayTicket:
     url: str = field(repr=False)
     repeatable_method: bool
     own_authorization: bool  # the client sent an Authorization of its own; it is never overwritten
-    own_idempotency_key: bool
+    own_idempotency_key: str | None = field(default=None, repr=False)
     watches_body: bool = False
     body_sha256: str | None = None  # hex; set by the layer when the body is complete
     offer: Offer | None = None  # of the route, at the time the headers arrived
     attempt: Attempt | None = None
     tries: Tries = field(default_factory=Tries)
     status: int | None = None
+    dated: int | None = None  # ms; the server's time at its last answer, if it tells
     dispatched_at: int = 0
+    admitted: int = 0  # when, by the breaker's count of events; 0: never
+    at_stake: int = 0  # base units that its attempts held, and may have been charged for nothing
+    streamed: bool = False  # a metered stream that delivered something
+    refusal: str | None = None  # the last reason why its 402 was not paid
+    client_left: bool = False
+    repeats: Unknown | None = None  # what this is a client's own retry of
+    probed: bool = False  # it was asked what became of that
     refused: str | None = None
     in_band: bool = False  # a WebSocket that pays by frames: always metered
 
@@ -95,8 +113,13 @@ class PayTicket:
 
     @property
     def fingerprint(self) -> str:
-        """Method, URL and body: what makes a client's own retry the same request. Hashed: URLs hold secrets."""
+        """Method, URL and body: what makes a client's own retry the same request. Hashed: URLs hold secrets.
+
+        So does the client's own Idempotency-Key: where it differs, the client says that it is another request.
+        """
         text = f"{self.facts.method}\n{self.url}\n{self.body_sha256 or ''}"
+        if self.own_idempotency_key is not None:
+            text += f"\n{self.own_idempotency_key}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -104,7 +127,7 @@ def origin_of(request: http.Request) -> Origin:
     return Origin(request.scheme, request.host.lower().rstrip("."), request.port)
 
 
-def facts_of(flow: http.HTTPFlow, origin: Origin) -> RequestFacts:
+def facts_of(flow: http.HTTPFlow, origin: Origin, user: str | None = None) -> RequestFacts:
     peer = flow.client_conn.peername
     return RequestFacts(
         request_id=uuid.uuid4().hex,
@@ -112,6 +135,7 @@ def facts_of(flow: http.HTTPFlow, origin: Origin) -> RequestFacts:
         host=origin.shown,
         method=flow.request.method,
         path=flow.request.path.partition("?")[0],
+        user=user,
     )
 
 

@@ -13,18 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from proxy_addon.audit import Audit, Clock, utc_date
-from proxy_addon.core.dispatch import can_reuse
+from proxy_addon.audit import Audit, Clock
+from proxy_addon.core.dispatch import can_reuse, needed
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.methods.contract import Method
-from proxy_addon.payer.lines import voucher_fields, write_ending
+from proxy_addon.payer import raising
+from proxy_addon.payer.calendar import Calendar
+from proxy_addon.payer.clients import ClientDays
+from proxy_addon.payer.lines import voucher_fields, write_ending, write_written_off
 from proxy_addon.payer.queue import Queue
 from proxy_addon.payer.tasks import background
-from proxy_addon.payer.wants import ChannelUnusable, Want, deposit_used_up, limit_refusal
+from proxy_addon.payer.wants import ChannelUnusable, Want, deposit_used_up
 from proxy_addon.signer import Signer
 from store import account
-from store.account import Ended, Ending, Grown, Sent
-from store.channels import ChannelStore, Fenced, LimitExceeded
+from store.account import UNKNOWN_MARGIN_MS, Ended, Ending, Grown, Sent, WrittenOff
+from store.channels import ChannelStore, Fenced
 from store.contract import StoreError
 from store.lifecycle import FINAL, ChannelStatus, advance
 from store.records import Channel, CounterMove, Hold
@@ -55,6 +58,9 @@ class Till:
         signer: Signer,
         audit: Audit,
         now: Clock,
+        ticks: Clock,
+        calendar: Calendar,
+        clients: ClientDays,
     ) -> None:
         self.channel = channel
         self.method = method
@@ -62,13 +68,19 @@ class Till:
         self._signer = signer
         self._audit = audit
         self._now = now
-        self._queue = Queue(self, now)
+        self.ticks = ticks
+        self.calendar = calendar
+        self.clients = clients
+        self._queue = Queue(self)
         self._write = asyncio.Lock()  # one commit of this record at a time
         self._durable = channel.authorised  # nothing above this is ever signed
         self._signed: tuple[int, bytes] | None = None
         self.fenced = False
+        self.halted: str | None = None  # why nothing more is signed, whatever its record still says
+        self.runs_probes = False  # the server takes a HEAD for a request to serve, and to charge for
         self.exclusive: str | None = None  # the request whose metered stream has this channel to itself
-        self.last_used = now()
+        self.last_used = ticks()
+        self._closes_at = 0  # ms by the server's clock: until then what was lost can still become charged
         self.signatures = 0
         self.commits = 0
         self._dispatched_before = channel.seq
@@ -77,7 +89,7 @@ class Till:
 
     @property
     def usable(self) -> bool:
-        return self.channel.status is ChannelStatus.OPEN and not self.fenced
+        return self.channel.status is ChannelStatus.OPEN and not self.fenced and self.halted is None
 
     @property
     def tally(self) -> str:
@@ -89,13 +101,9 @@ class Till:
     def idle(self) -> bool:
         return not (self.channel.holds or self._queue.busy)
 
-    def has_room(self, price: int) -> bool:
-        """Can the deposit still cover a request of `price`, once all that is in flight is charged?"""
-        need = max(price, self.channel.min_delta)
-        return (
-            self.channel.free >= price
-            or self.channel.authorised + need - self.channel.free <= self.channel.ceiling
-        )
+    def has_room(self, want: Want) -> bool:
+        """Does the deposit still cover what `want` needs, once all that is in flight is charged?"""
+        return self.channel.authorised + needed(self.channel, want.demand) <= self.channel.ceiling
 
     def take_now(self, want: Want) -> Grant | None:
         """A grant out of what is free, with the voucher that is already signed; None if that needs a commit."""
@@ -111,7 +119,19 @@ class Till:
             or not can_reuse(self.channel, want.price)
         ):
             return None
-        return self.grant(want)
+        if not self.cover_now(want):
+            return None
+        try:
+            return self.grant(want)
+        except BaseException:
+            want.let_go(charged=False)
+            raise
+
+    def cover_now(self, want: Want) -> bool:
+        """Count `want`'s price on its client's day, if that needs no commit."""
+        if want.client_cap is None:
+            return True
+        return self.clients.take_now(want, self.calendar.date(), self.ticks())
 
     async def take(self, want: Want) -> Grant:
         """A grant, after a commit shared with all that wait. Raises `LocalRefusal`; then nothing was signed for it."""
@@ -134,6 +154,7 @@ class Till:
         """Repairs a and b: the same hold with the current voucher. No new money. Raises `LocalRefusal`."""
         if self.fenced:
             raise ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
+        self._check_running()
         self.channel, hold = account.restamp(
             self.channel, grant.hold.request_id, voucher=self.channel.authorised, expires_at=want.expires_at
         )
@@ -155,10 +176,21 @@ class Till:
     def check_usable(self) -> None:
         if self.fenced:
             raise ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
+        self._check_running()
         if self.channel.status is not ChannelStatus.OPEN:
             raise ChannelUnusable(
                 "channel-not-open", f"channel {self.channel.channel_id} is {self.channel.status}"
             )
+
+    def halt(self, why: str) -> None:
+        """From this moment on nothing is signed on the channel by this process, not even what is durable."""
+        self.halted = why
+        self._signed = None
+        self._queue.clear(ChannelUnusable("halted", f"channel {self.channel.channel_id}: {why}"))
+
+    def _check_running(self) -> None:
+        if self.halted is not None:
+            raise ChannelUnusable("halted", f"channel {self.channel.channel_id}: {self.halted}")
 
     def check_shared(self, want: Want) -> None:
         if self.exclusive != (want.facts.request_id if want.metered else None):
@@ -189,17 +221,11 @@ class Till:
             raised = max(raised, self.channel.min_delta)
             if self.channel.authorised + raised > self.channel.ceiling:
                 raise deposit_used_up(self.channel, want)
-            try:
-                await self.commit(
-                    raised=raised, counters=want.caps.raise_moves(raised, utc_date(self._now()))
-                )
-            except LimitExceeded as error:
-                raise limit_refusal(error, want.facts.host, want.caps.token) from None
-            except StoreError as error:
-                raise LocalRefusal("store", str(error)) from None
+        if raised or want.client_cap is not None:
+            await raising.charge_stream(self, raised, amount, want)
         move = Grown(hold.request_id, amount, self.channel.authorised)
         self.channel = account.grow(self.channel, move)
-        self.last_used = self._now()
+        self.last_used = self.ticks()
         signature = self._sign(move.voucher)
         fields = voucher_fields(want, cumulative=move.voucher, amount=amount)
         try:
@@ -210,18 +236,23 @@ class Till:
 
     def current(self, hold: Hold) -> Grant:
         """The current voucher once more, for a stream: no new money."""
-        amount = self.channel.authorised
-        return Grant(self, self.channel, self.channel.holds[hold.request_id], amount, self._sign(amount))
+        held, amount = self.channel.holds[hold.request_id], self.channel.authorised
+        return Grant(self, self.channel, held, amount, self.sign_current())
 
-    def write_off(self) -> None:
+    def write_off(self, want: Want) -> None:
         """What we thought free may have been charged; see `account.write_off`."""
-        self.channel = account.write_off(self.channel, self.channel.free, self._now())
+        amount = self.channel.free
+        if amount <= 0:
+            return
+        move = WrittenOff(amount, self._now())
+        self.channel = account.apply(self.channel, move)
+        write_written_off(self._audit, want, move, channel_id=self.channel.channel_id)
 
     # -- signing
 
     def grant(self, want: Want) -> Grant:
         now = self._now()
-        self.last_used = now
+        self.last_used = self.ticks()
         before = self.channel
         self.channel, hold = account.hold(
             self.channel,
@@ -251,6 +282,7 @@ class Till:
 
     def _sign(self, amount: int) -> bytes:
         """Once per amount; nothing that is not durable. Raises `LocalRefusal`, `SignerRefused`."""
+        self._check_running()
         if self._signed is None or self._signed[0] != amount:
             if amount > self._durable:
                 raise LocalRefusal("internal", f"{amount} is not durable yet; nothing was signed")
@@ -258,6 +290,10 @@ class Till:
             self._signed = (amount, self._signer.sign_voucher(digest, self.channel, amount))
             self.signatures += 1
         return self._signed[1]
+
+    def sign_current(self) -> bytes:
+        """The highest voucher that is durable, once more: no new money. Raises `LocalRefusal`, `SignerRefused`."""
+        return self._sign(self.channel.authorised)
 
     # -- endings
 
@@ -272,21 +308,30 @@ class Till:
         status: int | None = None,
         reason: str | None = None,
         charged: int = 0,
+        dated: int | None = None,
+        unanswered: str | None = None,
     ) -> None:
         """Book what became of a hold. Safe to call late; a hold that is gone is left alone.
 
-        `charged` is for a metered stream: so much of the hold is paid, the rest uncertain.
+        `charged` is for a metered stream: so much of the hold is paid, the rest uncertain. `dated`: the server's
+        time (ms) at its answer, if it said so. A receipt that came before what was lost has expired by that clock
+        says nothing, whatever ours says. `unanswered`: the fingerprint by which its client's own retry is known.
         """
+        want.let_go(charged=ending is not Ending.FREE)
         if hold.request_id not in self.channel.holds:
             return
         now = self._now()
+        if not self.closed_there(dated):
+            spent = None
         hold = self.channel.holds[hold.request_id]  # it may have grown
         voucher = hold.voucher
         if spent is not None:  # more than was signed cannot be; and a replay must see what we saw
             spent = min(spent, self.channel.authorised)
         move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0, charged)
-        self.channel = account.end(self.channel, move)
-        self.last_used = now
+        before, self.channel = self.channel, account.end(self.channel, move)
+        if ending is Ending.UNKNOWN:
+            self._closes_at = max(self._closes_at, want.expires_there + UNKNOWN_MARGIN_MS)
+        self.last_used = self.ticks()
         write_ending(
             self._audit,
             want,
@@ -295,9 +340,17 @@ class Till:
             channel_id=self.channel.channel_id,
             status=status,
             reason=reason,
+            unanswered=unanswered,
+            uncertain=self.channel.uncertain if self.channel.uncertain < before.uncertain else None,
         )
         self._queue.answered(hold.request_id)
         self._queue.kick()
+
+    def closed_there(self, dated: int | None) -> bool:
+        """Can nothing that was lost become charged any more by the server's own clock, `dated` (ms) at its answer?"""
+        if not self.channel.uncertain:
+            self._closes_at = 0
+        return dated is None or dated >= self._closes_at
 
     # -- the record
 
@@ -307,18 +360,23 @@ class Till:
         raised: int = 0,
         counters: Sequence[CounterMove] = (),
         change: Callable[[Channel], Channel] | None = None,
+        pin: bool = False,
     ) -> None:
-        """Make the record of this moment durable, with a raise or a change of status.
+        """Make the record of this moment durable, with a raise or a change of status (and a `pin` of its payee).
 
         Endings that happen while the commit is on its way stay in the ledger for the next one. After a crash
         inside, the raise is in the record or it is not; nothing was signed for it yet. Who is cancelled leaves
         it to run to its end: what is durable must not be news to the memory. Raises `StoreError`, and
         `ChannelUnusable` where another commit has ended what a raise needs.
         """
-        await asyncio.shield(background(self._commit(raised, counters, change), "bursar-commit"))
+        await asyncio.shield(background(self._commit(raised, counters, change, pin), "bursar-commit"))
 
     async def _commit(
-        self, raised: int, counters: Sequence[CounterMove], change: Callable[[Channel], Channel] | None
+        self,
+        raised: int,
+        counters: Sequence[CounterMove],
+        change: Callable[[Channel], Channel] | None,
+        pin: bool,
     ) -> None:
         async with self._write:
             if raised:
@@ -332,7 +390,7 @@ class Till:
                 if target.status in FINAL:
                     await self._store.delete(target, counters)
                 else:
-                    await self._store.set(target, counters)
+                    await self._store.set(target, counters, pin)
             except Fenced:
                 self._fence()
                 raise
@@ -348,12 +406,16 @@ class Till:
                 )
             self._queue.kick()
 
-    async def release(self) -> bool:
-        """Give an idle channel back, so that another process may take it. False if it is not idle after all."""
+    async def release(self, *, used: bool = True) -> bool:
+        """Give an idle channel back, so that another process may take it. False if it is not idle after all.
+
+        `used`: it has paid, or was meant to; else how long it has been idle does not begin anew.
+        """
         async with self._write:
             if not self.idle or self.fenced:
                 return False
-            target = replace(self.channel, folded=self._audit.journal.mark, updated_at=self._now())
+            updated_at = self._now() if used else self.channel.updated_at
+            target = replace(self.channel, folded=self._audit.journal.mark, updated_at=updated_at)
             self.fenced = True  # from here on nothing is dispatched; a new request claims the channel again
             try:
                 await self._store.release(target)

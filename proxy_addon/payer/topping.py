@@ -12,12 +12,14 @@ import logging
 from dataclasses import replace
 from typing import Final
 
-from proxy_addon.audit import amount_fields, utc_date
+from proxy_addon.audit import amount_fields
 from proxy_addon.chain import ChainClient, fee_of
+from proxy_addon.core.dispatch import Demand, needed
 from proxy_addon.core.errors import ChainUnavailable, LocalRefusal, OutcomeUnknown
 from proxy_addon.core.messages import Challenge, build_credential
 from proxy_addon.core.policy import Caps
 from proxy_addon.core.terms import Terms
+from proxy_addon.payer import noticing
 from proxy_addon.payer.opening import FIRST_WAIT_S, LONGEST_WAIT_S, Sleep
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
@@ -32,10 +34,9 @@ LOW_SHARE: Final = 8
 """A channel with less than one eighth of its deposit left is topped up before a request has to wait for it."""
 
 
-def shortfall(channel: Channel, price: int) -> int:
-    """How much deposit is missing for one more request of `price`; 0 if none is."""
-    need = max(price, channel.min_delta)
-    return max(0, channel.authorised + need - channel.free - channel.ceiling)
+def shortfall(channel: Channel, demand: Demand) -> int:
+    """How much deposit is missing for one more such request; 0 if none is."""
+    return max(0, channel.authorised + needed(channel, demand) - channel.ceiling)
 
 
 def size(channel: Channel, caps: Caps, terms: Terms, need: int) -> int:
@@ -68,13 +69,21 @@ async def top_up(
     unfunded wallet, chain not reachable) or the top-up failed. After a crash the transaction is in the record, and
     `settle` goes on.
     """
+    keys = parts.need_payer_key(f"a top-up for {host}")
     channel, chain = till.channel, parts.chain(till.channel.scope.chain)
     scope, token = channel.scope, caps.token
     try:
-        head, balance = await asyncio.gather(chain.head(), chain.balance(scope.token, scope.payer))
+        head, balance, state = await asyncio.gather(
+            chain.head(), chain.balance(scope.token, scope.payer), till.method.read_channel(chain, channel)
+        )
     except ChainUnavailable as error:
         raise LocalRefusal("chain-unavailable", str(error)) from None
-    signer = parts.need_signer().topping_up(channel, amount=amount, sponsored=fee_payer)
+    if await noticing.notice(parts, till, state):  # a top-up would cancel a close that somebody has asked for
+        raise LocalRefusal(
+            "close-begun",
+            f"nothing is added to {channel.channel_id} of {host}: {till.channel.note or till.channel.status}",
+        )
+    signer = keys.topping_up(channel, amount=amount, sponsored=fee_payer)
     plan = till.method.plan_top_up(channel, amount=amount, head=head, fee_payer=fee_payer, signer=signer)
     if balance < amount + plan.max_fee:
         raise LocalRefusal(
@@ -82,7 +91,8 @@ async def top_up(
             f"the wallet {scope.payer} has {token.show(balance)} on {scope.chain}, a top-up for {host} needs"
             f" {token.show(amount + plan.max_fee)}; fund it, or lower {caps.rule}.deposit",
         )
-    counters = caps.deposit_moves(amount, utc_date(parts.now()))
+    parts.calendar.heard(head.timestamp)
+    counters = caps.deposit_moves(amount, await parts.calendar.today(scope.chain))
     pending = PendingTransaction(
         kind="top_up",
         raw=plan.transaction,
@@ -131,8 +141,10 @@ async def _send(parts: Parts, till: Till, challenge: Challenge, host: str, resou
 
 
 async def settle(parts: Parts, till: Till, *, sleep: Sleep = asyncio.sleep) -> bool:
-    """Wait until the chain has decided on a pending top-up. True: the deposit has grown.
+    """Wait until the chain has decided on a pending top-up. True: the deposit has grown, by what we signed for.
 
+    More than that (somebody else's top-up) is in the escrow too, and comes back with the close; it is no reason to
+    authorise more. What counts is firm (`contract.ChainReader`).
     Goes on for as long as no endpoint answers; cancel it to stop, the record keeps the top-up pending.
     """
     chain = parts.chain(till.channel.scope.chain)
@@ -141,10 +153,10 @@ async def settle(parts: Parts, till: Till, *, sleep: Sleep = asyncio.sleep) -> b
         try:
             state = await till.method.read_channel(chain, till.channel)
             if state.deposit >= till.channel.deposit + pending.deposit:
-                await _landed(parts, till, chain, pending, state.deposit)
+                await _landed(parts, till, chain, pending)
                 return True
             if state.block.timestamp > pending.valid_before:
-                await _failed(parts, till, pending, state.deposit)
+                await _failed(parts, till, pending)
                 return False
         except ChainUnavailable as error:
             if not complained:
@@ -155,9 +167,7 @@ async def settle(parts: Parts, till: Till, *, sleep: Sleep = asyncio.sleep) -> b
     return False
 
 
-async def _landed(
-    parts: Parts, till: Till, chain: ChainClient, pending: PendingTransaction, deposit: int
-) -> None:
+async def _landed(parts: Parts, till: Till, chain: ChainClient, pending: PendingTransaction) -> None:
     fee = 0
     if not pending.fee_sponsored:
         try:
@@ -167,28 +177,28 @@ async def _landed(
             log.warning("bursar: the fee of %s is not known; the chain does not answer", pending.tx_hash)
 
     def change(record: Channel) -> Channel:
-        return replace(record, pending=None, deposit=max(deposit, record.deposit), fees=record.fees + fee)
+        deposit = record.deposit + pending.deposit
+        return replace(record, pending=None, deposit=deposit, fees=record.fees + fee)
 
-    await till.commit(change=change)
     channel = till.channel
     token = parts.token(channel.scope.chain, channel.scope.token)
-    parts.audit.note(
+    parts.audit.note(  # before the record: who dies in between does it again, and the line counts once
         "topped-up",
         f"topped up channel {channel.channel_id} of {channel.scope.host} by {token.show(pending.deposit)} to"
-        f" {token.show(channel.deposit)}, network fee {token.show(fee)}",
+        f" {token.show(change(channel).deposit)}, network fee {token.show(fee)}",
         channel_id=channel.channel_id,
         host=channel.scope.host,
         tx=pending.tx_hash,
         fee=str(fee),
         fields=amount_fields(token, pending.deposit),
     )
+    await till.commit(change=change)
 
 
-async def _failed(parts: Parts, till: Till, pending: PendingTransaction, deposit: int) -> None:
-    def change(record: Channel) -> Channel:
-        return replace(record, pending=None, deposit=max(deposit, record.deposit))
-
-    await till.commit(change=change, counters=budgets.reversed_moves(pending.counters))
+async def _failed(parts: Parts, till: Till, pending: PendingTransaction) -> None:
+    await till.commit(
+        change=lambda record: replace(record, pending=None), counters=budgets.reversed_moves(pending.counters)
+    )
     channel = till.channel
     parts.audit.note(
         "top-up-failed",

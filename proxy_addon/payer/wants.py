@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from proxy_addon.audit import RequestFacts
 from proxy_addon.core.dispatch import Demand
 from proxy_addon.core.errors import LocalRefusal
-from proxy_addon.core.policy import Caps
+from proxy_addon.core.policy import Caps, ClientCap, payee_changed
 from proxy_addon.core.repair import Tries
+from store import budgets
 from store.amounts import Token
-from store.channels import LimitExceeded
+from store.charging import ClockWentBack, LimitExceeded
+from store.contract import StoreError
+from store.pins import PayeeChanged
 from store.records import Channel
 
-_OF_OPENINGS: Final = ("opens/", "deposits/")
+if TYPE_CHECKING:
+    from proxy_addon.payer.clients import ClientDay
+    from proxy_addon.payer.limits import Seats
+
+_OF_OPENINGS: Final = ("opens/", "deposits/", budgets.ESCROW)
+_PER_DAY: Final = "raise it, or wait until the day (UTC) is over"
 
 
 class OpeningLimited(LocalRefusal):
@@ -37,15 +45,39 @@ class Want:
     challenge_id: str
     expires_at: int  # ms; of the challenge
     fingerprint: str
+    expires_there: int = 0  # ms; the same by the server's clock, 0 if it named no time
+    retry_of: str | None = (
+        None  # the request that this one is a client's own retry of, if its outcome is not known
+    )
     resource: str = ""  # URL without query that the challenge is from: where to manage the channel
     bump: bool = False
     write_off: bool = False
     metered: bool = False  # most likely a stream that asks for more: it gets a channel to itself
     topped_up: bool = False  # a top-up was tried for it, and did not help
+    client_cap: ClientCap | None = None  # what its client may spend a day, if that has a limit of its own
+    client_day: ClientDay | None = None  # where it is counted, once it is; `claimed` base units
+    claimed: int = 0
+    seats: Seats | None = None  # where it takes up a place among the requests in flight
 
     @property
     def demand(self) -> Demand:
         return Demand(self.price, self.bump, self.write_off)
+
+    def unclaim(self) -> None:
+        """Nothing was charged for it: its client's day gets back what it held. Safe to call again."""
+        day, self.client_day = self.client_day, None
+        if day is not None:
+            day.used -= self.claimed
+
+    def let_go(self, *, charged: bool) -> None:
+        """It holds nothing any more, or never did. `charged`: its client's day keeps it. Safe to call again."""
+        if charged:
+            self.client_day = None
+        else:
+            self.unclaim()
+        seats, self.seats = self.seats, None
+        if seats is not None:
+            seats.leave(self.facts.host)
 
 
 class NoRoom(Exception):
@@ -95,5 +127,25 @@ def limit_refusal(error: LimitExceeded, host: str, token: Token) -> LocalRefusal
     return kind(
         "limit-reached",
         f"{host} asks for {show(move.amount)} more, but {show(error.used)} of {rule} ="
-        f" {show(move.limit or 0)} are used; raise it, or wait until the day (UTC) is over",
+        f" {show(move.limit or 0)} are used; {_way_out(move.key)}",
     )
+
+
+def _way_out(key: str) -> str:
+    if key.startswith(budgets.ESCROW):
+        return "raise it, or bring deposits home: bursar channels close"
+    if key.startswith(budgets.LIFETIME):
+        return "raise it, or close channels: what was not captured comes back"
+    return _PER_DAY
+
+
+def store_refusal(error: StoreError, want: Want) -> LocalRefusal:
+    """Why the store did not write what a payment needs; nothing was signed for it."""
+    match error:
+        case ClockWentBack():
+            return LocalRefusal("clock-went-back", str(error))
+        case PayeeChanged(pin=pin, payee=payee):
+            refusal = payee_changed(want.facts.host, pin.payee, payee, want.caps.rule)
+            return LocalRefusal(refusal.reason, refusal.message)
+        case _:
+            return LocalRefusal("store", str(error))

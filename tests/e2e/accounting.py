@@ -102,7 +102,9 @@ class Books:
             assert channel.paid == int(book["spent"]), (channel, book)
             assert channel.deposit == int(book["deposit"]) or book["finalized"], (channel, book)
         assert sum(channel.paid for channel in channels) == charged
-        told = self.ledger_sum("ended", "amount", outcome="paid") + self.ledger_sum("closed", "adjustment")
+        told = self.ledger_sum("ended", "amount", outcome="paid") + sum(
+            self.ledger_sum(kind, "adjustment") for kind in ("closed", "reconciled")
+        )
         assert told == charged
         self.bounded()
         self._chain(channels)

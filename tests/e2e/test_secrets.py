@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
+import json
+import re
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.clients import curl, start
-from tests.e2e.proxies import Home, Proxy
+from tests.e2e.proxies import KEY_VARIABLE, ROOT, Home, Proxy, bursar, quiet_environment, rule
 from tests.e2e.scripted import Request, Upstream, answer
 from tests.e2e.world import MakeHome, MakeProxy
 from tests.peers.devnet import Devnet
@@ -157,3 +164,115 @@ def test_the_finder_finds() -> None:
     secrets.add_key("0x" + "ab" * 32)
     assert secrets.found_in(b"... 0x" + b"AB" * 32) == ["the key", "the key in capitals"]
     assert secrets.found_in(b"... " + b"ab" * 31) == []
+
+
+# ---------------------------------------------------------------------- exceptions
+
+SABOTAGE = Path(__file__).with_name("sabotage.py")
+
+
+def ask(proxy: Proxy, url: str, **headers: str) -> None:
+    """One GET, whatever comes of it."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=1)
+    with contextlib.suppress(http.client.HTTPException, OSError), contextlib.closing(connection):
+        connection.request("GET", url, headers={"Connection": "close"} | headers)
+        connection.getresponse().read()
+
+
+def test_no_exception_in_the_proxy_tells_a_secret(
+    devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Each function of the replay that holds one fails once, with an exception that says it.
+
+    For those that pay, there is `tests/unit/payer/test_secrets.py`.
+    """
+    devnet.admin("reset")
+    generous = rule("127.0.0.1", max_opens_per_day=500, max_deposit="0.05", max_channels_per_scope=64)
+    home = make_home(
+        policy={"max_per_day": "50", "max_lifetime": "50", "hosts": [generous]}, funds=100_000_000
+    )
+    dump, state = tmp_path / "flows.mitm", tmp_path / "sabotage"
+    proxy = make_proxy(home, "-s", str(SABOTAGE), "-v", "-w", str(dump), "--set", "flow_detail=4")
+    proxy.environment = {"SABOTAGE": str(state), "PYTHONPATH": str(ROOT)}
+    urls = [f"{devnet.http}/req", f"{upstream.url}/goods", f"{devnet.http}/sse?n=2"]
+    with proxy:
+        for url in urls:
+            ask(proxy, url)
+            ask(proxy, url)
+        for name in (holders := json.loads(state.read_text())["holders"]):
+            devnet.admin("rotate")  # so that there is a 402 first
+            for url in urls:
+                ask(proxy, url, **{"X-Sabotage": name})
+                if name in json.loads(state.read_text())["fired"]:
+                    break
+        assert proxy.process is not None
+        proxy.process.send_signal(signal.SIGTERM)
+        proxy.process.wait(60)
+        proxy.killed = True  # its log is full of errors, as it should be
+
+    fired = json.loads(state.read_text())["fired"]
+    assert len(fired) > 0.8 * len(holders) > 8, sorted(set(holders) - set(fired))
+    secrets = {one for found in fired.values() for one in found}
+    assert sum(one.startswith("eyJ") for one in secrets) > 3
+    secrets |= {home.account.private_key.removeprefix("0x")}
+    log = proxy.log
+    assert log.count("RuntimeError") >= 0.8 * len(fired)
+    ledger = b"".join(file.read_bytes() for file in (home.store / "ledger").iterdir()).decode("latin-1")
+    for place, text in {"log": log, "dump": dump.read_bytes().decode("latin-1"), "ledger": ledger}.items():
+        assert [secret for secret in secrets if secret in text] == [], place
+
+
+# ---------------------------------------------------------------------- processes
+
+LOOK_AROUND = """
+import json, os, sys
+from pathlib import Path
+
+def text(path):
+    try:
+        return path.read_bytes().decode("latin-1")
+    except OSError:
+        return ""
+
+def descriptor(name):
+    try:
+        return os.readlink(f"/proc/self/fd/{name}")
+    except OSError:
+        return None  # the listing's own
+
+processes = [one for one in Path("/proc").iterdir() if one.name.isdecimal()]
+json.dump({
+    "environ": dict(os.environ),
+    "descriptors": [one for one in map(descriptor, os.listdir("/proc/self/fd")) if one],
+    "commands": [text(one / "cmdline") for one in processes],
+    "cores": [text(one / "limits") for one in processes if "--lifeline-fd" in text(one / "cmdline")],
+}, sys.stdout)
+"""
+
+
+def test_a_command_gets_nothing_of_the_wallet(devnet: Devnet, make_home: MakeHome) -> None:
+    """Not in its environment, not as an open file, and no command line shows it."""
+    home = make_home()
+    key = home.account.private_key
+    more = {KEY_VARIABLE: key, "BURSAR_PASSWORD": key, "BURSAR_PRIVATE_KEY": key, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*bursar(home, "exec"), "--", sys.executable, "-c", LOOK_AROUND],
+        env=quiet_environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    digits = key.removeprefix("0x")
+    assert seen["environ"]["https_proxy"].startswith("http://127.0.0.1:")
+    assert [name for name, value in seen["environ"].items() if digits in value] == []
+    assert not {KEY_VARIABLE, "BURSAR_PASSWORD", "BURSAR_PRIVATE_KEY"} & set(seen["environ"])
+    assert len(seen["descriptors"]) == 3, seen["descriptors"]
+    assert len(seen["commands"]) > 2
+    assert [one for one in seen["commands"] if digits in one] == []
+    (limits,) = seen["cores"]
+    assert re.search(r"(?m)^Max core file size\s+0\s+0\s", limits)
+    assert digits not in done.stderr

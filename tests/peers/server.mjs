@@ -433,6 +433,21 @@ async function sendResponse(outgoing, response, { split = false } = {}) {
   await pipeline(Readable.fromWeb(response.body), outgoing)
 }
 
+const cutAlready = new Set()
+
+/**
+ * What happens to this payment on the line: `?cut=before` hangs up before it is looked at, `after` when it has been
+ * charged for; `502-before` and `502-after` answer as a gateway would. Once per address: the next one is served.
+ */
+function cutOf(url) {
+  const cut = url.searchParams.get('cut')
+  if (!cut || cutAlready.has(url.href)) return null
+  cutAlready.add(url.href)
+  return cut
+}
+
+const badGateway = () => new Response('bad gateway\n', { status: 502 })
+
 async function serve(incoming, outgoing) {
   let entry
   try {
@@ -441,6 +456,9 @@ async function serve(incoming, outgoing) {
     const [route, handler] = handlerOf(url.pathname)
     const counted = countRequest(route, request)
     entry = counted.entry
+    const cut = entry.action ? cutOf(url) : null
+    if (cut === 'before') return void incoming.socket.destroy()
+    if (cut === '502-before') return void sendResponse(outgoing, badGateway())
     const response = handler
       ? await handler(request, url.searchParams)
       : new Response('not found\n', { status: 404 })
@@ -448,6 +466,8 @@ async function serve(incoming, outgoing) {
     counted.counter.statuses[response.status] = (counted.counter.statuses[response.status] ?? 0) + 1
     if (response.status === 402) counted.counter.sent402 += 1
     if (url.searchParams.has('hangup') && response.status !== 402) return void incoming.socket.destroy()
+    if (cut === 'after') return void incoming.socket.destroy()
+    if (cut === '502-after') return void sendResponse(outgoing, badGateway())
     await sendResponse(outgoing, response, { split: url.searchParams.has('split') })
   } catch (error) {
     if (error?.code === 'ERR_STREAM_PREMATURE_CLOSE' || error?.name === 'AbortError') return

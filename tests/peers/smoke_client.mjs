@@ -2,7 +2,8 @@
 //
 //   node smoke_client.mjs --rpc URL --http URL --private-key 0x… [--requests 3] [--tokens 8] [--messages 0] [--route /req] [--protocol v1]
 //
-// Opens a channel, pays for requests and a stream, closes, and prints one JSON line of what happened.
+// Opens a channel, pays for requests and a stream, closes, and prints one JSON line of what happened. With --wallet
+// FILE it keeps its channels in that file, and closes nothing.
 
 import { parseArgs } from 'node:util'
 
@@ -13,6 +14,7 @@ import { tempoModerato } from 'viem/chains'
 import WebSocket from 'ws'
 
 import { setClockAhead } from './clock.mjs'
+import { openWallet } from './wallet_file.mjs'
 
 const { values: options } = parseArgs({
   options: {
@@ -27,6 +29,7 @@ const { values: options } = parseArgs({
     messages: { type: 'string', default: '0' }, // tokens over a WebSocket
     'clock-ahead': { type: 'string', default: '0' },
     route: { type: 'string', default: '/req' },
+    wallet: { type: 'string' },
   },
 })
 
@@ -45,7 +48,19 @@ const client = createClient({
   transport: http(options.rpc, { retryCount: 0 }),
 })
 const createManager = options.protocol === 'v1' ? sessionLegacyManager : sessionManager
-const manager = createManager({ account, client, maxDeposit: options['max-deposit'], webSocket: WebSocket })
+const channelStore =
+  options.wallet && (await openWallet({
+    path: options.wallet,
+    namespace: options.http,
+    requestUrl: options.http + options.route,
+  }))
+const manager = createManager({
+  account,
+  client,
+  maxDeposit: options['max-deposit'],
+  webSocket: WebSocket,
+  ...(channelStore && { channelStore }),
+})
 
 const statuses = []
 let channelId
@@ -76,7 +91,7 @@ if (wanted > 0) {
 }
 
 const cumulative = String(manager.cumulative)
-const receipt = await manager.close()
+const receipt = channelStore ? undefined : await manager.close()
 const result = { payer: account.address, channelId, statuses, tokens, messages, cumulative, close: receipt ?? null }
 console.log(JSON.stringify(result))
 process.exit(0) // a WebSocket may still be open

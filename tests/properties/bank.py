@@ -42,6 +42,7 @@ CAPS = Caps(
     deposits_per_day=9_000,
     channels_per_scope=3,
     authorise_ahead=30,
+    escrow_total=7_000,
 )
 
 
@@ -327,10 +328,12 @@ class Process:
 
 
 def date_of(now: int) -> str:
-    return f"day-{now // budgets.DAY_MS:05d}"
+    return budgets.iso_date(now // budgets.DAY_MS)
 
 
-TIGHT = replace(CAPS, host_day=150, total_day=200, lifetime=400, opens_per_day=3, deposits_per_day=700)
+TIGHT = replace(
+    CAPS, host_day=150, total_day=200, lifetime=400, opens_per_day=3, deposits_per_day=700, escrow_total=650
+)
 """Limits that are reached within a few requests."""
 
 

@@ -303,7 +303,7 @@ hashes = st.binary(min_size=32, max_size=32).map(lambda data: "0x" + data.hex())
         channel_id=st.none() | hashes,
         accepted_cumulative=st.none() | amounts,
         spent=st.none() | amounts,
-        units=st.none() | st.integers(0, 2**53),
+        units=st.none() | st.integers(0, 2**53 - 1),
         tx_hash=st.none() | hashes,
     )
 )

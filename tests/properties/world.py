@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from store import account, budgets
 from store.account import UNKNOWN_MARGIN_MS, Ending
 from store.channels import ChannelStore, Fenced, LimitExceeded, ScopeFull
+from store.charging import ClockWentBack
 from store.codec import decode_channel, encode_channel
 from store.contract import Backend
 from store.lifecycle import FINAL, PENDING_OPEN, ChannelStatus
@@ -122,7 +123,7 @@ class World(RuleBasedStateMachine):
         commit = process.commits[channel_id]
         process.face.fate = fate
         before = peek(self.reader.find(channel_id))
-        with contextlib.suppress(Died, Fenced, LimitExceeded):
+        with contextlib.suppress(Died, Fenced, LimitExceeded, ClockWentBack):
             run(self.loop, process.finish_commit(channel_id))
         after = peek(self.reader.find(channel_id))
         assert before is not None
@@ -182,6 +183,9 @@ class World(RuleBasedStateMachine):
             return ""
         except LimitExceeded:
             return ""
+        except ClockWentBack as error:
+            assert self.now // budgets.DAY_MS == error.day < error.newest - 1  # noqa: PT017
+            return ""
         assert not pending
         assert usable < self.caps.channels_per_scope
         self.authorised[channel_id] = price
@@ -230,6 +234,10 @@ class World(RuleBasedStateMachine):
             assert move.limit is not None
             assert error.used + move.amount > move.limit  # noqa: PT017
             assert peek(self.reader.find(channel_id)) == record
+            assert peek(self.reader.counters()) == counters
+            return False
+        except ClockWentBack as error:
+            assert error.day < error.newest - 1  # noqa: PT017
             assert peek(self.reader.counters()) == counters
             return False
         assert record.owner == process.name
@@ -326,13 +334,14 @@ class World(RuleBasedStateMachine):
 
     def _counters(self, records: dict[str, Channel], counters: dict[str, int]) -> None:
         total = sum(one.authorised for one in records.values() if one.status is not FAILED)
-        sums = dict.fromkeys((*budgets.RAISED, budgets.REFUNDED, "opens/", "deposits/"), 0)
+        sums = dict.fromkeys((*budgets.RAISED, budgets.REFUNDED, budgets.ESCROW, "opens/", "deposits/"), 0)
         limits = {
             "host-day/": self.caps.host_day,
             "total-day/": self.caps.total_day,
             "lifetime/": self.caps.lifetime,
             "opens/": self.caps.opens_per_day,
             "deposits/": self.caps.deposits_per_day,
+            budgets.ESCROW: self.caps.escrow_total or 0,
         }
         for key, used in counters.items():
             family = key.partition("/")[0] + "/"
@@ -341,6 +350,7 @@ class World(RuleBasedStateMachine):
         assert sums["host-day/"] == total, "invariant 3"
         assert sums["total-day/"] == total, "invariant 3"
         assert sums["lifetime/"] + sums["refunded/"] == total, "invariant 3"
+        assert sums["escrow/"] == sum(map(budgets.locked, records.values())), "what is in escrow"
         assert sums["opens/"] == sum(one.status is not FAILED for one in records.values())
 
     def _honest(self, channel: Channel) -> None:

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy_addon.chain import ChainClient, Log, RpcRefused, TxReceipt, fee_of
+from proxy_addon.chain import ChainClient, RpcRefused, fee_of
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import keccak256, to_bytes, to_hex
 from proxy_addon.methods.contract import ChainHead, ChainReader
+from proxy_addon.rpc_answers import Log, TxReceipt
 from tests.unit.methods.samples import ADDRESS, TOKEN
 
 CHAIN_ID = 42431

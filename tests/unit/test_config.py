@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from proxy_addon import config
 from proxy_addon.config import ConfigError, Settings, load, parse
-from proxy_addon.core.policy import Origin
+from proxy_addon.core.policy import ClientRule, Origin, Rates
 from store.amounts import Token
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -64,7 +64,7 @@ def test_every_key_is_in_the_example_with_a_comment(table: type[BaseModel]) -> N
     text = EXAMPLE.read_text()
     for key in _keys(table):
         assignment = re.search(rf"(?m)^(?:# )?{key} = ", text)
-        heading = re.search(rf"(?m)^\[+(?:\S+\.)?{key}(?:\.\S+)?\]+$", text)
+        heading = re.search(rf"(?m)^(?:# )?\[+(?:\S+\.)?{key}(?:\.\S+)?\]+$", text)
         assert assignment or heading, f"{table.__name__}.{key} is not in config.example.toml"
 
 
@@ -215,6 +215,47 @@ CHAIN = "chains/eip155:4217"
         ),
         ("policy/hosts/0/websocket_paths", ["/ws?n=1"], r"websocket_paths\[0\]: expected a path without"),
         ("policy/hosts/0/allow_https", True, r"policy\.hosts\[0\]\.allow_https: Extra inputs"),
+        ("policy/hosts/0/pin_payee", 1, r"policy\.hosts\[0\]\.pin_payee: Input should be a valid boolean"),
+        (
+            "policy/hosts/0/breaker_failures",
+            0,
+            r"policy\.hosts\[0\]\.breaker_failures: .*greater than or equal",
+        ),
+        (
+            "policy/hosts/0/breaker_max_undelivered",
+            "0.0000001",
+            r"policy\.hosts\[0\]\.breaker_max_undelivered is .*only 6 decimals",
+        ),
+        ("policy/max_deposits_total", "0.0000001", r"policy\.max_deposits_total is .*only 6 decimals"),
+        ("policy/max_deposits_total", 5, r"policy\.max_deposits_total: expected an amount in quotes"),
+        ("policy/max_per_day_per_client", "x", r"policy\.max_per_day_per_client: .*'x'"),
+        (
+            "policy/max_per_day_per_client",
+            "0.0000001",
+            r"policy\.max_per_day_per_client is .*only 6 decimals",
+        ),
+        (
+            "policy/clients/0/max_per_day",
+            "0.0000001",
+            r"policy\.clients\[0\]\.max_per_day is .*only 6 decimals",
+        ),
+        ("policy/clients/0/max_per_day", None, r"policy\.clients\[0\]\.max_per_day: Field required"),
+        ("policy/clients/0/name", "", r"policy\.clients\[0\]\.name: "),
+        (
+            "policy/clients",
+            [{"name": "a", "max_per_day": "1"}] * 2,
+            r"policy: clients names 'a' twice; keep one",
+        ),
+        ("breaker/failures", 0, r"breaker\.failures: .*greater than or equal to 1"),
+        ("breaker/max_undelivered", "0.0000001", r"breaker\.max_undelivered is .*only 6 decimals"),
+        ("breaker/retry_after_s", 0, r"breaker\.retry_after_s: .*greater than or equal to 1"),
+        ("limits/attempts_per_minute", 0, r"limits\.attempts_per_minute: .*greater than or equal to 1"),
+        (
+            "limits/in_flight_per_origin",
+            "9",
+            r"limits\.in_flight_per_origin: Input should be a valid integer",
+        ),
+        ("limits/in_flight", 0, r"limits\.in_flight: .*greater than or equal to 1"),
         ("chains/tempo", {"rpc": ["http://x"]}, r"chains\.tempo.*: expected a chain such as"),
         (f"{CHAIN}/rpc", [], r"chains\.eip155:4217\.rpc: "),
         (f"{CHAIN}/rpc", ["ftp://x"], r"chains\.eip155:4217\.rpc\[0\]: expected an endpoint such as"),
@@ -308,6 +349,40 @@ def test_what_is_left_out_follows_from_the_deposit() -> None:
 def test_zero_deposits_a_day_are_zero() -> None:
     data = changed("policy/hosts/0/max_deposits_per_day", "0")
     assert parse(data, "my.toml").spend_policy().hosts[0].max_deposits_per_day == "0"
+
+
+def test_clients_limits_and_breaker_are_in_the_policy() -> None:
+    data = changed("policy/max_per_day_per_client", "2.50")
+    data["breaker"] = {"failures": 7, "max_undelivered": "0.30", "retry_after_s": 9}
+    data["limits"] = {"attempts_per_minute": 1, "in_flight_per_origin": 2, "in_flight": 3}
+    usual = data["policy"]["hosts"][0]
+    own = {
+        "breaker_failures": 2,
+        "breaker_max_undelivered": "0",
+        "breaker_retry_after_s": 1,
+        "pin_payee": True,
+    }
+    data["policy"]["hosts"] = [usual, {**usual, "host": "b.example", **own}]
+    policy = parse(data, "my.toml").spend_policy()
+    assert policy.max_deposits_total == "10.00"
+    assert policy.clients == {"alice": ClientRule("policy.clients[0].max_per_day", "1.00")}
+    assert policy.other_clients == ClientRule("policy.max_per_day_per_client", "2.50")
+    assert policy.rates == Rates(attempts_per_minute=1, in_flight_per_origin=2, in_flight=3)
+    found = [
+        (one.breaker_failures, one.breaker_max_undelivered, one.breaker_retry_after_s, one.pin_payee)
+        for one in policy.hosts
+    ]
+    assert found == [(7, "0.30", 9, False), (2, "0", 1, True)]
+
+
+def test_without_them_nothing_is_in_the_way_but_the_breaker() -> None:
+    host = {"host": "a", "max_price": "1", "max_per_day": "9", "max_deposit": "2"}
+    policy = parse({"policy": {"hosts": [host]}}, "my.toml").spend_policy()
+    assert (policy.max_deposits_total, policy.clients, policy.other_clients) == (None, {}, None)
+    assert policy.rates == Rates()
+    (rule,) = policy.hosts
+    assert (rule.breaker_failures, rule.breaker_max_undelivered, rule.breaker_retry_after_s) == (5, None, 60)
+    assert rule.pin_payee is False
 
 
 def test_shadow_mode_is_in_the_policy() -> None:

@@ -9,34 +9,40 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxy_addon.core.errors import ChainUnavailable
-from proxy_addon.methods.abi import parse_address, to_hex
+from proxy_addon.methods.abi import ZERO_ADDRESS, parse_address, to_hex
 from proxy_addon.methods.contract import (
     ChainHead,
     ChainReader,
     ChainState,
     Closing,
     EventLog,
+    ForcedFees,
+    FoundChannel,
     LogReader,
     OpenPlan,
     TransactionPlan,
     TransactionSigner,
 )
-from proxy_addon.methods.tempo_session.events import parse_closed
+from proxy_addon.methods.tempo_session.events import OpenedEvent, parse_closed, payer_topic
+from proxy_addon.methods.tempo_session.history import block_before, newest_first
 from proxy_addon.methods.tempo_session.terms import parse_terms
 from proxy_addon.methods.tempo_session.transactions import plan_of, transaction_of, variant_of
 from proxy_addon.methods.tempo_session.voucher import FAMILY, VoucherCodec
-from proxy_addon.methods.tempo_tx import Call, TempoTransaction
+from proxy_addon.methods.tempo_tx import (
+    PRIORITY_FEE,
+    Call,
+    TempoTransaction,
+    fee_in_base_units,
+    max_fee_for,
+)
 from store.records import Channel, PaymentScope
 
 if TYPE_CHECKING:
     from proxy_addon.core.messages import Challenge
     from proxy_addon.core.terms import Terms
-
-LOG_BLOCKS: Final = 10_000  # what endpoints allow at least for one look at the logs
-LOG_LOOKS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,9 @@ class TempoSession(ABC):
     close_takes_voucher: bool
     codec: ClassVar[VoucherCodec]
     gas: ClassVar[Gas]
+    usual_gas: ClassVar[Gas]
+    """What the same transactions take as a rule, measured."""
+    opened_topic: ClassVar[str]
     closed_topic: ClassVar[str]
 
     # -- what a version says
@@ -93,6 +102,10 @@ class TempoSession(ABC):
     @abstractmethod
     def identity(self, channel: Channel) -> dict[str, Any]:
         """What names the channel in every payload."""
+
+    @abstractmethod
+    def parse_opened_event(self, log: EventLog) -> OpenedEvent:
+        """Raises ``ValueError``."""
 
     @abstractmethod
     def encode_get_state(self, channel: Channel) -> bytes: ...
@@ -198,6 +211,21 @@ class TempoSession(ABC):
         transaction = transaction_of(channel.scope, (call,), head=head, gas=gas, variant=variant_of(channel))
         return plan_of(transaction, signer)
 
+    def forced_fees(self, head: ChainHead, *, requested: bool) -> ForcedFees:
+        """See `contract.Method.forced_fees`."""
+        price, most_price = head.base_fee + PRIORITY_FEE, max_fee_for(head.base_fee)
+        limits = [self.gas.withdraw] if requested else [self.gas.request_close, self.gas.withdraw]
+        usual = (
+            [self.usual_gas.withdraw]
+            if requested
+            else [self.usual_gas.request_close, self.usual_gas.withdraw]
+        )
+        return ForcedFees(
+            usual=sum(fee_in_base_units(gas, price) for gas in usual),
+            most=sum(fee_in_base_units(gas, most_price) for gas in limits),
+            most_at_once=max(fee_in_base_units(gas, most_price) for gas in limits),
+        )
+
     # -- payloads
 
     def open_payload(self, channel: Channel, amount: int, signature: bytes) -> dict[str, Any]:
@@ -240,12 +268,12 @@ class TempoSession(ABC):
     # -- the chain
 
     async def read_channel(self, chain: ChainReader, channel: Channel) -> ChainState:
-        """The channel's state in one block, the head of the moment. Raises `ChainUnavailable`.
+        """The channel's state in one block, the newest that is firm. Raises `ChainUnavailable`.
 
         `exists` is false before the opening and after the end, whether the escrow forgets or remembers it.
         """
-        head = await chain.head()
-        data = await chain.call(channel.scope.escrow, self.encode_get_state(channel), block=hex(head.number))
+        head = await chain.firm_head()
+        data = await chain.firm_call(channel.scope.escrow, self.encode_get_state(channel), head)
         try:
             state = self.parse_state(channel, data)
         except ValueError as error:
@@ -262,22 +290,41 @@ class TempoSession(ABC):
         )
 
     async def read_closing(self, chain: LogReader, channel: Channel, head: ChainHead) -> Closing | None:
-        """How a channel ended, from its last event, the newest blocks first.
+        """How a channel ended, from its last event, the newest blocks first, as far back as to its opening.
 
-        None if no event of the last 500,000 blocks tells. Raises `ChainUnavailable`, also for an event that
-        contradicts the deposit on record.
+        None if no event tells. Raises `ChainUnavailable`, also for an event that contradicts the deposit on record.
         """
-        escrow, topics = channel.scope.escrow, (self.closed_topic, channel.channel_id)
-        last = head.number
-        for _ in range(LOG_LOOKS):
-            first = max(0, last - LOG_BLOCKS + 1)
-            logs = await chain.logs(escrow, topics, from_block=first, to_block=last)
+        topics = (self.closed_topic, channel.channel_id)
+        first = block_before(head, channel.opened_at // 1000)
+        async for _, logs in newest_first(chain, channel.scope.escrow, topics, first=first, last=head.number):
             if logs:
                 return self._closing(channel, logs[-1])
-            if first == 0:
-                break
-            last = first - 1
         return None
+
+    def opened_topics(self, payer: str) -> tuple[str | None, ...]:
+        """See `contract.Method.opened_topics`."""
+        return (self.opened_topic, None, payer_topic(payer))
+
+    def parse_opened(self, log: EventLog, *, chain: str, origin: str) -> FoundChannel:
+        """See `contract.Method.parse_opened`. An event whose parts do not make up its channel's id is none."""
+        event = self.parse_opened_event(log)
+        descriptor = event.descriptor
+        signer = descriptor["authorizedSigner"]
+        scope = PaymentScope(
+            family=FAMILY,
+            version=self.version,
+            chain=chain,
+            escrow=log.address,
+            token=descriptor["token"],
+            payee=descriptor["payee"],
+            payer=descriptor["payer"],
+            voucher_signer=descriptor["payer"] if signer == ZERO_ADDRESS else signer,
+            discriminator=descriptor.get("operator", ""),
+            origin=origin,
+        )
+        if self.channel_id(scope, descriptor) != event.channel_id:
+            raise ValueError(f"the event of {event.channel_id} names another channel's parts")
+        return FoundChannel(event.channel_id, scope, descriptor, log.tx_hash, log.block_number)
 
     def _closing(self, channel: Channel, log: EventLog) -> Closing:
         try:

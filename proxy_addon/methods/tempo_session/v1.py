@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from proxy_addon.methods.abi import ZERO_ADDRESS, to_bytes
+from proxy_addon.methods.contract import EventLog
 from proxy_addon.methods.tempo_session import v1_calls as calls
-from proxy_addon.methods.tempo_session.events import closed_topic
+from proxy_addon.methods.tempo_session.events import (
+    V1_OPENED,
+    OpenedEvent,
+    closed_topic,
+    opened_topic,
+    parse_v1_opened,
+)
 from proxy_addon.methods.tempo_session.session import EscrowState, Gas, TempoSession
 from proxy_addon.methods.tempo_session.voucher import V1, authorized_signer
 from proxy_addon.methods.tempo_tx import Call, TempoTransaction
@@ -34,6 +41,8 @@ class TempoSessionV1(TempoSession):
     # An opening writes five to seven new slots of 250k (TIP-1000), a top-up one for the approval, a withdrawal at
     # most the payer's balance.
     gas = Gas(open=2_000_000, top_up=800_000, request_close=200_000, withdraw=500_000)
+    usual_gas = Gas(open=1_324_000, top_up=330_000, request_close=45_000, withdraw=62_000)
+    opened_topic = opened_topic(V1_OPENED)
     closed_topic = closed_topic(256)
 
     def channel_id(self, scope: PaymentScope, descriptor: Mapping[str, str]) -> str:
@@ -72,6 +81,9 @@ class TempoSessionV1(TempoSession):
 
     def identity(self, channel: Channel) -> dict[str, Any]:
         return {"channelId": channel.channel_id}
+
+    def parse_opened_event(self, log: EventLog) -> OpenedEvent:
+        return parse_v1_opened(log)
 
     def encode_get_state(self, channel: Channel) -> bytes:
         return calls.encode_get_channel(channel.channel_id)

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from proxy_addon.methods.abi import to_bytes, to_hex
+from proxy_addon.methods.contract import EventLog
 from proxy_addon.methods.tempo_session import calls
-from proxy_addon.methods.tempo_session.events import closed_topic
+from proxy_addon.methods.tempo_session.events import (
+    V2_OPENED,
+    OpenedEvent,
+    closed_topic,
+    opened_topic,
+    parse_v2_opened,
+)
 from proxy_addon.methods.tempo_session.session import EscrowState, Gas, TempoSession
 from proxy_addon.methods.tempo_session.voucher import V2, authorized_signer
 from proxy_addon.methods.tempo_tx import Call, TempoTransaction
@@ -25,6 +32,8 @@ class TempoSessionV2(TempoSession):
     codec = V2
     # Measured: 312k, 64k, 46k, 52k. A first payment into a new place writes one slot more (250k, TIP-1000).
     gas = Gas(open=1_000_000, top_up=500_000, request_close=200_000, withdraw=400_000)
+    usual_gas = Gas(open=312_000, top_up=64_000, request_close=46_000, withdraw=52_000)
+    opened_topic = opened_topic(V2_OPENED)
     closed_topic = closed_topic(96)
 
     def channel_id(self, scope: PaymentScope, descriptor: Mapping[str, str]) -> str:
@@ -65,6 +74,9 @@ class TempoSessionV2(TempoSession):
 
     def identity(self, channel: Channel) -> dict[str, Any]:
         return {"channelId": channel.channel_id, "descriptor": dict(channel.descriptor)}
+
+    def parse_opened_event(self, log: EventLog) -> OpenedEvent:
+        return parse_v2_opened(log)
 
     def encode_get_state(self, channel: Channel) -> bytes:
         return calls.encode_get_state(channel.channel_id)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from proxy_addon.audit import Audit, RequestFacts, amount_fields
-from store import account
+from proxy_addon.audit import Audit, RequestFacts, amount_fields, utc_date
+from store import account, budgets
 from store.account import Ended, Ending, Sent
 from store.amounts import Token
 from store.backends import open_backend
 from store.channels import ChannelStore
 from store.journal import Journal, boot_id
 from store.lifecycle import ChannelStatus
+from store.presence import Presence
 from store.records import Channel, CounterMove
 from tests.unit.methods import samples
 
@@ -25,14 +26,32 @@ START = 1_800_000_000_000  # 2027-01-15T08:00:00Z
 class Bookkeeper:
     """`async with Bookkeeper(directory) as books:`; each line is a second later than the one before."""
 
-    def __init__(self, directory: Path, *, start: int = START) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        start: int = START,
+        boot: str = "",
+        segment_bytes: int = 2**20,
+        dies: bool = False,
+        seal: Path | None = None,
+    ) -> None:
+        """`dies`: as by kill -9, with nothing written at the end."""
         self._directory = directory
         self._now = start
+        self._boot = boot or boot_id()
+        self._segment_bytes = segment_bytes
+        self._dies = dies
+        self._seal = seal
 
     async def __aenter__(self) -> Self:
         backend = await open_backend("lmdb", self._directory)
         self.store = ChannelStore(backend)
-        self.journal = Journal(self._directory / "ledger", backend.owner_id, boot_id())
+        ledger = self._directory / "ledger"
+        self.journal = Journal(ledger, backend.owner_id, self._boot, segment_bytes=self._segment_bytes)
+        self._presence = await Presence.enter(
+            self.store, self.journal, ledger=ledger, seal_path=self._seal, directory=self._directory
+        )
         self.audit = Audit(self.journal, self.now)
         self.channels: dict[str, Channel] = {}
         return self
@@ -40,6 +59,8 @@ class Bookkeeper:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._dies:
+            await self._presence.leave()
         await self.store.close()
         self.journal.close()
 
@@ -48,17 +69,35 @@ class Bookkeeper:
         return self._now
 
     async def open(
-        self, channel_id: str, *, host: str = "api.example.com", authorised: int = 50_000
+        self,
+        channel_id: str = "",
+        *,
+        host: str = "api.example.com",
+        authorised: int = 50_000,
+        salt: int = 0,
+        **fields: Any,
     ) -> Channel:
-        moves = [CounterMove(f"{family}x", authorised) for family in ("host-day/", "total-day/", "lifetime/")]
-        channel = samples.channel(
-            channel_id=channel_id,
-            scope=samples.scope(origin=f"https://{host}:443"),
-            authorised=authorised,
-            deposit=1_000_000,
-            opened_at=self.now(),
-            folded=self.journal.mark,
+        """Without a `channel_id` it is that of its descriptor, with this `salt`."""
+        token, date = PATH_USD.address, utc_date(self._now)
+        keys = (
+            budgets.host_day(token, f"{host}:443", date),
+            budgets.total_day(token, date),
+            budgets.lifetime(token),
         )
+        moves = [CounterMove(key, authorised) for key in keys]
+        usual: dict[str, Any] = {
+            "scope": samples.scope(origin=f"https://{host}:443"),
+            "descriptor": samples.descriptor(salt=f"0x{salt:064x}"),
+            "authorised": authorised,
+            "deposit": 1_000_000,
+            "opened_at": self.now(),
+            "updated_at": self._now,
+            "folded": self.journal.mark,
+        }
+        if channel_id:
+            usual["channel_id"] = channel_id
+        channel = samples.ours(**(usual | fields))
+        channel_id = channel.channel_id
         self.channels[channel_id] = await self.store.propose(channel, moves, max_channels=9)
         self.audit.note(
             "opened",
@@ -114,7 +153,7 @@ class Bookkeeper:
         )
 
     async def commit(self, channel_id: str) -> None:
-        channel = replace(self.channels[channel_id], folded=self.journal.mark)
+        channel = replace(self.channels[channel_id], folded=self.journal.mark, updated_at=self.now())
         await self.store.set(channel)
         self.channels[channel_id] = channel
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from proxy_addon.cli.account import Event, History, next_step
+from proxy_addon.cli.account import Event, History
 from proxy_addon.cli.main import bursar
+from proxy_addon.cli.next_steps import Outlook, in_short, next_step, ready_times
 from proxy_addon.cli.records import Ownership, View
 from store.account import Ending
 from store.lifecycle import ChannelStatus
@@ -101,7 +102,20 @@ BACK = "0.43 pathUSD"
             replace(CHANNEL, status=ChannelStatus.CLOSING),
             Ownership.IDLE,
             REQUESTED,
-            "closing by force: withdraw after 2027-01-15 08:16:00Z with .*close --force 0x11110000",
+            "closing by force: withdraw possible at 2027-01-15 08:16:00Z (in 16 min) with bursar channels"
+            " close --force 0x11110000",
+        ),
+        (
+            replace(CHANNEL, status=ChannelStatus.CLOSING, close_amount=570_000),
+            Ownership.IDLE,
+            REQUESTED,
+            "closing by force: withdraw possible at 2027-01-15 08:16:00Z (in 16 min)",
+        ),
+        (
+            replace(CHANNEL, status=ChannelStatus.ASIDE, note="it was requested"),
+            Ownership.IDLE,
+            REQUESTED,
+            "its close was requested on the chain: withdraw possible at 2027-01-15 08:16:00Z",
         ),
         (
             replace(CHANNEL, status=ChannelStatus.CLOSING),
@@ -124,15 +138,89 @@ BACK = "0.43 pathUSD"
     ],
 )
 def test_what_comes_next(channel: Channel, ownership: Ownership, history: History, told: str) -> None:
-    text = next_step(View(channel, ownership), PATH_USD, history, START)
+    text = next_step(View(channel, ownership), PATH_USD, history.ready_at, by_hand(START))
     assert re.search(told if ".*" in told or "\\(" in told else re.escape(told), text), text
+
+
+def by_hand(now: int) -> Outlook:
+    """Nothing happens by itself."""
+    return Outlook(now, lambda origin: 0, 0)
 
 
 def test_a_withdrawal_that_is_due_says_so() -> None:
     closing = View(replace(CHANNEL, status=ChannelStatus.CLOSING), Ownership.IDLE)
-    assert next_step(closing, PATH_USD, REQUESTED, READY * 1000).startswith(
-        "closing by force: withdraw now with"
-    )
+    due = by_hand(READY * 1000)
+    assert next_step(closing, PATH_USD, READY, due).startswith("closing by force: withdraw now with")
+    assert in_short(closing, READY, due) == "withdraw now"
+
+
+HOUR = 3_600_000
+BY_ITSELF = Outlook(START, lambda origin: 24 * HOUR, 2 * HOUR)
+ASIDE = replace(CHANNEL, status=ChannelStatus.ASIDE, note="gone", updated_at=START)
+
+
+@pytest.mark.parametrize(
+    ("channel", "ownership", "ready_at", "long", "short"),
+    [
+        (
+            replace(CHANNEL, updated_at=START - HOUR),
+            Ownership.IDLE,
+            0,
+            "a running proxy does so 2027-01-16 07:00:00Z (in 23 h)",
+            "closes in 23 h",
+        ),
+        (
+            replace(CHANNEL, updated_at=START - 25 * HOUR),
+            Ownership.IDLE,
+            0,
+            "a running proxy does so now",
+            "closes soon",
+        ),
+        (
+            replace(CHANNEL, updated_at=START - 25 * HOUR, eligible_at=START + 90_000),
+            Ownership.IDLE,
+            0,
+            "does so 2027-01-15 08:01:30Z (in 2 min)",
+            "closes in 2 min",
+        ),
+        (ASIDE, Ownership.IDLE, 0, "or a running proxy does so, 2027-01-15 10:00:00Z", "close, or --force"),
+        (ASIDE, Ownership.IDLE, READY, "requested", "withdraw possible at 2027-01-15 08:16:00Z (in 16 min)"),
+        (ASIDE, Ownership.LEFT, 0, "its process died", "to be recovered"),
+        (CHANNEL, Ownership.IN_USE, 0, "in use", "in use"),
+        (
+            replace(CHANNEL, status=ChannelStatus.DRAINING),
+            Ownership.IDLE,
+            0,
+            "a close was begun",
+            "close again",
+        ),
+        (
+            replace(CHANNEL, status=ChannelStatus.SENT, pending=pending("open")),
+            Ownership.IDLE,
+            0,
+            "the chain decides",
+            "the chain decides",
+        ),
+        (replace(CHANNEL, status=ChannelStatus.MOVED), Ownership.GONE, 0, "moved to another store", ""),
+    ],
+)
+def test_what_happens_by_itself(
+    channel: Channel, ownership: Ownership, ready_at: int, long: str, short: str
+) -> None:
+    view = View(channel, ownership)
+    assert long in next_step(view, PATH_USD, ready_at, BY_ITSELF)
+    assert in_short(view, ready_at, BY_ITSELF) == short
+
+
+async def test_when_deposits_can_be_withdrawn_is_in_the_ledger(tmp_path: Path) -> None:
+    async with Bookkeeper(tmp_path / "store") as books:
+        await books.open(ONE)
+        books.audit.note("close-requested", "", channel_id=ONE, ready_at=READY)
+        books.audit.note("close-noticed", "", channel_id=ONE, ready_at=None)
+        books.audit.note("decision", 'a "ready_at" of somebody else', host="x")
+        ledger = books.journal.path.parent
+        assert ready_times(ledger) == {ONE: READY}
+    assert ready_times(tmp_path / "nowhere") == {}
 
 
 def test_show_tells_account_and_history(config: Path, runner: CliRunner) -> None:

@@ -58,13 +58,16 @@ async def test_what_is_in_the_journal_only_is_shown(config: Path, run_bursar: Bu
 def test_list_and_show(config: Path, runner: CliRunner) -> None:
     asyncio.run(fill(config.parent / "store"))
     lines = runner.invoke(bursar, ["channels", "list", "-c", str(config)]).stdout.splitlines()
-    assert [line.split()[:3] for line in lines[1:]] == [
+    assert [line.split()[:3] for line in lines[1:3]] == [
         ["0x11110000…0000", "api.example.com:443", "open"],
         ["0x11220000…0000", "other.example.com:443", "open"],
     ]
     assert lines[1].endswith("idle")
     assert lines[2].endswith("left")
-    assert lines[2].split()[3:8] == ["1.00", "0.01", "0.00", "0.99", "pathUSD"]
+    assert lines[2].split()[3:10] == ["1.00", "0.05", "0.01", "0.00", "0.00", "0.99", "pathUSD"]
+    assert (
+        lines[3] == "2.00 pathUSD locked in 2 channels, of which 1.99 pathUSD come back when they are closed"
+    )
     shown = runner.invoke(bursar, ["channels", "show", "-c", str(config), "0x1122"]).stdout
     assert f"channel     {TWO}" in shown
     assert "paid        0.01 pathUSD" in shown

@@ -168,7 +168,9 @@ def _tables(model: type[Settings]) -> list[set[str]]:
     schema = model.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
     leaves = {"hosts", "chains", "wallet", "store", "proxy", "egress", "policy", "watchdog", "mode"}
-    return [set(table["properties"]) - (leaves if table is schema else {"hosts"}) for table in tables]
+    leaves |= {"clients", "breaker", "limits"}
+    inner = {"hosts", "clients", "voucher_key"}
+    return [set(table["properties"]) - (leaves if table is schema else inner) for table in tables]
 
 
 def _sets(line: str, key: str) -> bool:

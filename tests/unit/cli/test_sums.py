@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from proxy_addon.cli.lines import Entry
 from proxy_addon.cli.sums import Difference, add_up, differences
 from store.journal import Line
+from store.lifecycle import ChannelStatus
 from tests.unit.methods import samples
 
 ONE = "0x" + "c1" * 32
@@ -85,3 +86,37 @@ def test_differences(ledger: int, paid: int, uncertain: int, expected: bool | No
 
 def test_lines_of_a_channel_that_the_store_does_not_know() -> None:
     assert differences({ONE: 5}, []) == [Difference(ONE, 5, None, doubted=False)]
+
+
+def test_what_was_told_twice_counts_once() -> None:
+    """The line of an opening, a top-up or a close comes before the record; who dies in between tells it again."""
+    opened = {"kind": "opened", "channel": ONE, "token": "t", "amount": "100", "tx": "0x1", "fee": "3"}
+    more = {"kind": "topped-up", "channel": ONE, "token": "t", "amount": "50", "tx": "0x2", "fee": "2"}
+    ended = {"kind": "ended", "outcome": "paid", "channel": ONE, "token": "t", "amount": "30", "request": "r"}
+    closed = {
+        "kind": "closed",
+        "channel": ONE,
+        "token": "t",
+        "tx": "0x3",
+        "refunded": "110",
+        "adjustment": "10",
+    }
+    for times in (1, 2):
+        journals = [f"j{number}" for number in range(times)]
+        lines = [entry(1, name, **fields) for fields in (opened, more) for name in journals]
+        lines.append(entry(2, **ended))
+        lines += [entry(3, name, **closed) for name in journals]
+        sums = add_up(lines)
+        token = sums.tokens["t"]
+        assert (token.deposited, token.fees, token.adjusted, token.refunded) == (150, 5, 10, 110)
+        assert (sums.opened, sums.closed, sums.paid_by_channel) == ([ONE], [ONE], {ONE: 40})
+
+
+@pytest.mark.parametrize(
+    ("status", "paid", "agrees"), [("closed", 40, True), ("closing", 30, True), ("closing", 40, False)]
+)
+def test_a_close_that_is_not_on_record_yet(status: str, paid: int, agrees: bool) -> None:
+    channel = samples.channel(
+        channel_id=ONE, status=ChannelStatus(status), authorised=100, deposit=1000, paid=paid
+    )
+    assert (differences({ONE: 40}, [channel], closing={ONE: 10}) == []) is agrees

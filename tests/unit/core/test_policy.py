@@ -11,10 +11,13 @@ from proxy_addon.core import policy as policy_module
 from proxy_addon.core.policy import (
     Caps,
     ChainRule,
+    ClientCap,
+    ClientRule,
     HostRule,
     Origin,
     Refusal,
     SpendPolicy,
+    Trip,
     is_loopback,
 )
 from proxy_addon.core.terms import Terms
@@ -285,6 +288,75 @@ def test_every_refusal_and_its_words(
     assert policy(rule(**rules)).judge(origin, terms(**asked), ESCROWS) == Refusal(reason, message)
 
 
+@pytest.mark.parametrize(
+    ("rules", "pinned", "refused"),
+    [
+        ({"pin_payee": True}, None, False),
+        ({"pin_payee": True}, PAYEE, False),
+        ({"pin_payee": True}, MINE, True),
+        ({"pin_payee": False}, MINE, False),
+        ({"pin_payee": True, "payees": frozenset({PAYEE, MINE})}, MINE, True),
+    ],
+)
+def test_a_pinned_payee(rules: dict[str, Any], pinned: str | None, refused: bool) -> None:
+    verdict = policy(rule(**rules)).judge(SITE, terms(), ESCROWS, pinned)
+    assert isinstance(verdict, Refusal) is refused
+    if isinstance(verdict, Refusal):
+        assert verdict == Refusal(
+            "payee-changed",
+            "api.example.com names the payee 0xaaaa…aaaa, but was first paid as 0xffff…ffff"
+            " (policy.hosts[0].pin_payee);"
+            " if it has moved for good: bursar pins forget api.example.com",
+        )
+    else:
+        assert verdict.pin_payee is rules["pin_payee"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "undelivered"),
+    [
+        ({}, 500_000),  # five times max_price: no single request opens a breaker
+        ({"max_per_day": "10"}, 2_500_000),
+        ({"max_per_day": "10", "breaker_failures": 30}, 3_000_000),
+        ({"breaker_max_undelivered": "0.000001"}, 1),
+        ({"breaker_max_undelivered": "0"}, 0),
+    ],
+)
+def test_what_may_be_undelivered(fields: dict[str, Any], undelivered: int) -> None:
+    found = caps(**fields).trip
+    assert found.undelivered == undelivered
+    assert found.failures == fields.get("breaker_failures", 5)
+    assert found.retry_after_ms == 60_000
+
+
+@pytest.mark.parametrize(("total", "units"), [(None, 100_000_000), ("3", 3_000_000), ("0", 0)])
+def test_what_may_be_locked(total: str | None, units: int) -> None:
+    found = policy(max_deposits_total=total).judge(SITE, terms(), ESCROWS)
+    assert isinstance(found, Caps)
+    assert found.escrow_total == units
+
+
+def test_what_a_client_may_spend() -> None:
+    alice = ClientRule("policy.clients[0].max_per_day", "1.00")
+    other = ClientRule("policy.max_per_day_per_client", "0.25")
+    assert policy().client_cap("alice", USD) is None
+    named = policy(clients={"alice": alice})
+    assert named.client_cap("alice", USD) == ClientCap("alice", USD.address, 1_000_000, alice.name)
+    assert named.client_cap("alice", EUR) == ClientCap("alice", EUR.address, 100, alice.name)
+    assert named.client_cap("bob", USD) is None
+    both = policy(clients={"alice": alice}, other_clients=other)
+    assert both.client_cap("bob", USD) == ClientCap("bob", USD.address, 250_000, other.name)
+    assert both.client_cap("bob", USD) is both.client_cap("bob", USD)
+    assert both.client_cap("Alice", USD) == ClientCap("Alice", USD.address, 250_000, other.name)
+
+
+def test_walking_through_clients_fills_no_memory() -> None:
+    one = policy(other_clients=ClientRule("x", "1"))
+    for number in range(25_000):
+        one.client_cap(f"c{number}", USD)
+    assert len(one._client_caps) <= 10_001
+
+
 def test_no_hosts_pay_nobody() -> None:
     nobody = SpendPolicy(hosts=(), chains={}, max_per_day="0", max_lifetime="0")
     verdict = nobody.judge(SITE, terms(), ESCROWS)
@@ -349,6 +421,8 @@ def test_caps_are_base_units_of_the_token_that_is_asked_for() -> None:
         deposits_per_day=5_000_000,
         channels_per_scope=4,
         authorise_ahead=50_000,
+        escrow_total=100_000_000,
+        trip=Trip(failures=5, undelivered=500_000, retry_after_ms=60_000),
     )
     two = policy().judge(SITE, terms(token=EUR.address, price=1), ESCROWS)
     assert isinstance(two, Caps)
@@ -381,6 +455,7 @@ def test_a_raise_moves_three_counters_each_with_its_limit() -> None:
         CounterMove(
             f"deposits/{token}/2026-01-31/{host}", 500, 5_000_000, "policy.hosts[0].max_deposits_per_day"
         ),
+        CounterMove(f"escrow/{token}", 500, 100_000_000, "policy.max_deposits_total"),
     )
 
 

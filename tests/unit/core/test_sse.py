@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import pytest
 
 from proxy_addon.core.messages import NeedVoucher, Receipt
@@ -197,3 +200,47 @@ def test_after_the_end_nothing_more_comes() -> None:
     filter_.feed(NEED[:-1])
     assert filter_.end() == Fed(b"", (NEEDED,))
     assert filter_.end() == Fed(b"")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b":\n",
+        b":\r\n",
+        b":\r",
+        b": ping\n",
+        b"\n",
+        b"a\n",
+        b"a\r",
+        b"a\r\n",
+        b"event\n",
+        b"eventful\n",
+        b"data\n",
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"id: 1\n", b"event: payment-receipt\n", b"event: message\n"])
+def test_a_flood_of_lines_costs_a_few_steps_for_each_piece(before: bytes, line: bytes) -> None:
+    """Steps of ours, counted: so it must not depend on how many lines a piece has."""
+    piece = line * (16_384 // len(line))
+    steps = {count: steps_of([before, *[piece] * count]) for count in (1, 4)}
+    assert steps[1] < 40
+    assert steps[4] < 120
+
+
+def steps_of(pieces: list[bytes]) -> int:
+    """How many calls of the filter's functions it takes."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_globals.get("__name__") == "proxy_addon.core.sse"
+
+    filter_ = EventFilter()
+    sys.setprofile(count)
+    try:
+        for piece in pieces:
+            filter_.feed(piece)
+        filter_.end()
+    finally:
+        sys.setprofile(None)
+    return calls

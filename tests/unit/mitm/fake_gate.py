@@ -22,6 +22,7 @@ class FakeTicket:
     repeatable_method: bool
     watches_body: bool
     body_sha256: str | None = None
+    client_left: bool = False
     calls: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
     bodies: list[bytes | None] = field(default_factory=list)

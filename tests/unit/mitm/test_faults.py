@@ -102,6 +102,7 @@ async def test_a_new_connection_that_closes_is_not_tried_again(wiring: Wiring, g
         assert got.status == 502
         assert len(line.upstream.requests) == 1
     assert gate.tickets[0].outcome is Outcome.LOST
+    assert not gate.tickets[0].client_left
 
 
 async def test_an_answer_that_is_cut(wiring: Wiring, gate: FakeGate) -> None:
@@ -115,6 +116,7 @@ async def test_an_answer_that_is_cut(wiring: Wiring, gate: FakeGate) -> None:
         got = await line.curl("/")
         assert got.code != 0
     assert gate.tickets[0].outcome is Outcome.CUT
+    assert not gate.tickets[0].client_left
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -201,6 +203,7 @@ async def test_another_reset_is_a_loss(h2_wiring: Wiring, gate: FakeGate) -> Non
         assert (await line.curl("/")).status == 502
         assert len(line.upstream.requests) == 1
     assert gate.tickets[0].outcome is Outcome.LOST
+    assert not gate.tickets[0].client_left
 
 
 @pytest.mark.parametrize(("below", "again"), [(2, True), (0, False)])
@@ -509,6 +512,7 @@ async def test_the_client_leaves_h1(
         assert [r.paid for r in line.upstream.requests] == sent
         assert not line.proxy.replay or not len(line.proxy.replay.paying)
     assert gate.tickets[0].outcome is outcome
+    assert gate.tickets[0].client_left
 
 
 @pytest.mark.parametrize(("stage", "outcome", "sent"), STAGES)
@@ -525,6 +529,7 @@ async def test_the_client_leaves_h2(
         await asyncio.sleep(0.1)
         assert [r.paid for r in line.upstream.requests] == sent
         assert gate.tickets[0].outcome is outcome
+        assert gate.tickets[0].client_left
         # The connection is still good for others.
         gate.now, gate.verdict = PAY, gate.pay_once
         other = await tunnel.done(tunnel.request("GET", "/other"))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -58,17 +58,33 @@ RPC: Final = f"https://{RPC_HOST}"
 MOST_ATTEMPTS: Final = 17  # what the proxy sends upstream for one request, at the very most
 
 
+class _Body(httpx.AsyncByteStream):
+    """On its way, as from a socket: one that is there already cannot be read as it was sent."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+
+
 class Clock:
-    """Real time, until a test moves it."""
+    """Real time, until a test moves it: time passes by `ahead`, and our own clock is wrong by `wrong`. Seconds."""
 
     def __init__(self) -> None:
-        self.ahead = 0.0  # seconds
+        self.ahead = 0.0
+        self.wrong = 0.0
 
     def seconds(self) -> float:
+        """What everyone else takes for the time."""
         return time.time() + self.ahead
 
     def ms(self) -> int:
-        return int(self.seconds() * 1000)
+        """What we take for the time."""
+        return int((self.seconds() + self.wrong) * 1000)
+
+    def ticks(self) -> int:
+        return int((time.monotonic() + self.ahead) * 1000)
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ class Shop:
             Request(request.method, request.url.path, query, headers, await request.aread())
         )
         assert isinstance(found.body, bytes)
-        return httpx.Response(found.status, headers=list(found.headers), content=found.body)
+        return httpx.Response(found.status, headers=list(found.headers), stream=_Body(found.body))
 
     async def _intercept(self, request: Request) -> Response | None:
         return self.script(request, _payload(request.headers)[1])
@@ -317,6 +333,7 @@ class Payer:
             now=shop.clock.ms,
             token=self.settings.token,
             outbound=outbound,
+            ticks=shop.clock.ticks,
         )
         self.gate = PaymentGate(self.parts, self.settings.spend_policy(), reason_header=True)
 
@@ -338,8 +355,12 @@ class Payer:
         body: bytes = b"",
         origin: str | None = None,
         ends: Outcome = Outcome.COMPLETE,
+        whole: bool = True,
     ) -> Got:
-        """What the proxy does with a request, its stream left out; its last answer `ends` like this on the wire."""
+        """What the proxy does with a request, its stream left out; its last answer `ends` like this on the wire.
+
+        `whole`: the end of its body has been seen when it is paid for.
+        """
         url = f"{origin or self.shop.url}{path}" + (f"?{urlencode(query)}" if query else "")
         fields = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         request = http.Request.make(method, url, body, fields)
@@ -351,7 +372,7 @@ class Payer:
         if ticket is None:
             return _got(await self._once(request, sent), sent, None)
         assert isinstance(ticket, PayTicket)
-        ticket.body_sha256 = hashlib.sha256(body).hexdigest()
+        ticket.body_sha256 = hashlib.sha256(body).hexdigest() if whole else None
         outcome = Outcome.LOST
         try:
             outgoing = self.gate.prepare_now(ticket)
@@ -465,8 +486,8 @@ class Payer:
         alive = [channel for channel in channels if channel.status is not ChannelStatus.FAILED]
         authorised = sum(channel.authorised for channel in alive)
         counters = await self.store.counters()
-        for family in ("host-day/", "total-day/", "lifetime/"):
-            assert sum(value for key, value in counters.items() if key.startswith(family)) == authorised
+        for families in ("host-day/", "total-day/", ("lifetime/", "refunded/")):
+            assert sum(value for key, value in counters.items() if key.startswith(families)) == authorised
         by_id = {channel.channel_id: channel for channel in channels}
         for one in self.sent:
             if "cumulativeAmount" in one.payload:

@@ -240,6 +240,9 @@ async def test_the_server_refuses_the_first_frame(payer: Payer, shop: Shop, warm
     if not warm:
         shop.clock.ahead += 60  # the opening is past its validity: the chain will say so
     assert socket.heard(json.dumps({"mpp": "payment-error", "status": 402, "message": "no"})) is False
+    assert socket.stopped == frames.Close(
+        1008, "bursar stopped paying: refused-by-server"
+    )  # it may never close
     socket.finished(Outcome.CUT)
     if warm:
         channel = payer.till.channel

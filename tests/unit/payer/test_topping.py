@@ -277,6 +277,44 @@ class TestCrash:
         assert await counter(second, "deposits/") == channel.deposit
         assert shop.account.spent == 15 * P == channel.paid + channel.uncertain
 
+    async def test_a_stop_between_the_record_and_the_sending(
+        self, make_payer: MakePayer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The transaction is durable and nobody else has it: the chain says, at the next start, that it never was."""
+        first = await warm(make_payer())
+        seen = on_top_up(shop, lambda request, payload: None)
+        usual, writing, go = first.store.set, asyncio.Event(), asyncio.Event()
+
+        async def slow(channel: Channel, *arguments: Any) -> None:
+            if channel.pending is not None:
+                writing.set()
+                await go.wait()
+            await usual(channel, *arguments)
+
+        monkeypatch.setattr(first.store, "set", slow)
+        for _ in range(8):
+            assert (await first.get()).status == 200
+        await writing.wait()
+        stopping = asyncio.create_task(first.gate.close())
+        await asyncio.sleep(0.01)
+        go.set()
+        await stopping
+        record = await self._on_record(first)
+        assert record.pending is not None
+        assert (record.owner, record.deposit, seen) == (None, SMALL, [])
+        assert await counter(first, "deposits/") == 2 * SMALL
+        second = make_payer(shared=first.backend.shared, key=first.key)
+        assert (await second.get()).status == 200
+        shop.clock.ahead += 60
+        await second.settled()
+        channel = second.till.channel
+        assert (channel.pending, channel.deposit, seen) == (None, SMALL, [])
+        assert await counter(second, "deposits/") == SMALL
+        assert {one.status for one in await second.all(5)} == {200}
+        await second.settled()
+        assert second.till.channel.deposit == shop.account.deposit > SMALL
+        assert await counter(second, "deposits/") == second.till.channel.deposit
+
     @staticmethod
     async def _on_record(payer: Payer) -> Channel:
         (channel,) = await payer.channels()
@@ -289,7 +327,7 @@ async def test_a_stream_does_not_wait_for_what_the_server_would_not_take(payer: 
     seen = on_top_up(shop, lambda request, payload: Response(402, (), b""))
     (offer,) = payer.gate._offers._kept.values()
     desk, till = offer.desk, payer.till
-    desk._not_taken_until = payer.parts.now() + 60_000
+    desk._not_taken_until = payer.parts.ticks() + 60_000
     got = await payer.get()
     assert got.ticket is not None
     assert got.ticket.attempt is not None

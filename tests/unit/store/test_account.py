@@ -20,7 +20,9 @@ from store.account import (
     IllegalMove,
     Move,
     Probed,
+    Reconciled,
     Sent,
+    WrittenOff,
 )
 from store.lifecycle import ChannelStatus
 from store.records import Channel, Hold, PendingTransaction
@@ -320,6 +322,15 @@ def test_a_probe_tells_what_is_uncertain() -> None:
         assert after.accepted == 100  # the voucher was taken, whatever else it says
 
 
+def test_what_somebody_reconciles_is_paid() -> None:
+    start = channel(authorised=100, paid=20, uncertain=30)
+    assert parts(account.reconciled(start, 30)) == (50, 0, 0, 50)
+    assert account.reconciled(start, 0) == start
+    for amount in (-1, 31):
+        with pytest.raises(IllegalMove, match=f"30 uncertain, not {amount}"):
+            account.reconciled(start, amount)
+
+
 # -- write-offs, and what is learned
 
 
@@ -458,6 +469,8 @@ step = st.one_of(
     st.tuples(st.just("restamp"), st.integers(0, 9)),
     st.tuples(st.just("grow"), st.integers(0, 9), st.integers(0, 40)),
     st.tuples(st.just("probe"), st.integers(0, 300)),
+    st.tuples(st.just("write off"), st.integers(1, 60)),
+    st.tuples(st.just("reconcile"), st.integers(0, 60)),
     st.tuples(st.just("commit"), st.integers(0, 60)),
     st.tuples(st.just("wait"), st.sampled_from([0, 10, 400_000])),
 )
@@ -503,6 +516,12 @@ def live(steps: list[tuple[object, ...]], *, clamped: bool) -> tuple[Channel, Ch
                     memory = account.grow(memory, growth)
             case ("probe", int() as spent):
                 journal.append(Probed(memory.seq, now, now, heard(spent) or 0, memory.authorised))
+                memory = account.apply(memory, journal[-1])
+            case ("write off", int() as amount) if memory.free:
+                journal.append(WrittenOff(min(amount, memory.free), now))
+                memory = account.apply(memory, journal[-1])
+            case ("reconcile", int() as amount) if amount <= memory.uncertain:
+                journal.append(Reconciled(amount))
                 memory = account.apply(memory, journal[-1])
             case ("commit", int() as raised) if open_raise is None and memory.authorised + raised <= 1_000:
                 record, journal, open_raise = account.raise_authorised(memory, raised), [], raised

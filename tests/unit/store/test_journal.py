@@ -15,7 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.account import Ended, Ending, Grown, IllegalMove, Move, Probed, Sent
+from store.account import (
+    Ended,
+    Ending,
+    Grown,
+    IllegalMove,
+    Move,
+    Probed,
+    Reconciled,
+    Sent,
+    WrittenOff,
+)
 from store.contract import StoreUnavailable
 from store.journal import Journal, boot_id, moves_after, read_lines
 from store.records import Hold, JournalMark
@@ -31,6 +41,8 @@ moves = st.one_of(
     st.builds(Ended, names, st.sampled_from(Ending), times, st.none() | amounts, amounts, amounts),
     st.builds(Grown, names, amounts, amounts),
     st.builds(Probed, st.integers(0, 2**53), times, times, amounts, amounts),
+    st.builds(WrittenOff, amounts, times),
+    st.builds(Reconciled, amounts),
 )
 SENT = Sent(Hold("r1", 10, 2**100, 1, 2, -1, "f"))
 ENDED = Ended("r1", Ending.PAID, 3, 2**99, 2**100)

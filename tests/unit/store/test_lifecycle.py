@@ -43,6 +43,9 @@ LEGAL = {
     (S.CLOSING, S.CLOSED),
     (S.ASIDE, S.CLOSING),
     (S.ASIDE, S.CLOSED),
+    (S.OPEN, S.MOVED),
+    (S.MOVED, S.OPEN),
+    (S.MOVED, S.ASIDE),
 }
 PAIRS = list(product(ChannelStatus, repeat=2))
 
@@ -79,9 +82,14 @@ def test_every_state_is_reached_from_a_proposal_and_can_end() -> None:
 
 
 def test_final_is_final() -> None:
-    assert {S.CLOSED, S.FAILED} == FINAL
-    for status in FINAL:
+    assert {S.CLOSED, S.FAILED, S.MOVED} == FINAL
+    for status in FINAL - {S.MOVED}:
         assert reachable(status) == {status}
+
+
+def test_what_was_moved_is_used_again_only_when_it_is_moved_back() -> None:
+    assert {after for before, after in LEGAL if before is S.MOVED} == {S.OPEN, S.ASIDE}
+    assert {before for before, after in LEGAL if after is S.MOVED} == {S.OPEN}
 
 
 def test_what_has_landed_never_fails() -> None:
@@ -96,7 +104,7 @@ def test_what_is_set_aside_is_never_used_again() -> None:
 
 
 def test_nothing_opens_that_was_not_proposed() -> None:
-    assert {before for before, after in LEGAL if after is S.OPEN} == {*PENDING_OPEN, S.DRAINING}
+    assert {before for before, after in LEGAL if after is S.OPEN} == {*PENDING_OPEN, S.DRAINING, S.MOVED}
     assert not {before for before, after in LEGAL if after is S.PROPOSED}
 
 
@@ -107,5 +115,6 @@ def test_the_sets_of_states() -> None:
 
 def test_states_are_written_as_words() -> None:
     assert [status.value for status in ChannelStatus] == [
-        *("proposed", "sent", "unknown", "open", "draining", "closing", "aside", "closed", "failed")
+        *("proposed", "sent", "unknown", "open", "draining", "closing", "aside", "closed", "failed"),
+        "moved",
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy_addon.chain import Log
+from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.contract import ChainHead
+from proxy_addon.rpc_answers import Log
 from tests.unit.methods.samples import HEAD
 
 
@@ -23,6 +24,12 @@ class Answers:
     async def head(self) -> ChainHead:
         return HEAD
 
+    async def firm_head(self) -> ChainHead:
+        return HEAD
+
+    async def firm_call(self, to: str, data: bytes, at: ChainHead) -> bytes:
+        return await self.call(to, data, block=hex(at.number))
+
     async def balance(self, token: str, holder: str) -> int:
         raise AssertionError("not asked for")
 
@@ -35,11 +42,13 @@ class History(Answers):
         self.wanted = (escrow, (topic, channel_id))
         self.entries = logs
         self.looks: list[tuple[int, int | None]] = []
+        self.most = 1 << 60  # blocks that it takes at once
 
-    async def logs(
-        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int | None = None
+    async def firm_logs(
+        self, address: str, topics: Sequence[str | None], *, from_block: int, to_block: int
     ) -> tuple[Log, ...]:
         assert (address, tuple(topics)) == self.wanted
-        assert to_block is not None
+        if to_block - from_block >= self.most:
+            raise ChainUnavailable("too wide a range")
         self.looks.append((from_block, to_block))
         return tuple(log for log in self.entries if from_block <= log.block_number <= to_block)

@@ -7,7 +7,6 @@ from eth_abi.abi import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_addon.chain import Log
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import to_bytes, to_hex
 from proxy_addon.methods.contract import Closing, Method
@@ -16,6 +15,7 @@ from proxy_addon.methods.tempo_session.events import closed_topic
 from proxy_addon.methods.tempo_session.transactions import SPONSOR_LIMIT
 from proxy_addon.methods.tempo_session.v1 import TempoSessionV1
 from proxy_addon.methods.tempo_tx import EXPIRING_NONCE_KEY, Call, decode
+from proxy_addon.rpc_answers import Log
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
 from tests.unit.methods.samples import (

@@ -9,7 +9,6 @@ from eth_abi.abi import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_addon.chain import Log
 from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.methods.abi import to_bytes, to_hex
 from proxy_addon.methods.contract import (
@@ -28,9 +27,10 @@ from proxy_addon.methods.tempo_session.calls import (
     parse_withdraw,
 )
 from proxy_addon.methods.tempo_session.events import closed_topic
-from proxy_addon.methods.tempo_session.session import LOG_BLOCKS, LOG_LOOKS
+from proxy_addon.methods.tempo_session.history import FEWEST_BLOCKS, MOST_BLOCKS
 from proxy_addon.methods.tempo_session.v2 import RESERVE, TempoSessionV2
 from proxy_addon.methods.tempo_tx import EXPIRING_NONCE_KEY, decode
+from proxy_addon.rpc_answers import Log
 from proxy_addon.signer import Signer
 from store.lifecycle import ChannelStatus
 from store.records import Channel, PaymentScope
@@ -314,17 +314,36 @@ async def test_the_end_is_found_in_the_newest_blocks_first() -> None:
 async def test_the_search_goes_back_without_gaps_to_the_first_block() -> None:
     chain = history(closed(50_000, 0, 0))
     assert await METHOD.read_closing(chain, channel(), HIGH) is not None
-    assert chain.looks == [(15_001, 25_000), (5_001, 15_000), (0, 5_000)]
+    assert chain.looks == [(15_001, 25_000), (0, 15_000)]
     empty = history()
     assert await METHOD.read_closing(empty, channel(), HIGH) is None
     assert empty.looks == chain.looks
 
 
-async def test_the_search_is_bounded() -> None:
-    chain = history(closed(50_000, 0, 1))
-    far = replace(HEAD, number=LOG_BLOCKS * LOG_LOOKS * 2)
-    assert await METHOD.read_closing(chain, channel(), far) is None
-    assert len(chain.looks) == LOG_LOOKS
+async def test_the_search_ends_where_the_channel_began() -> None:
+    far = replace(HEAD, number=1_000_000_000)
+    opened_at = (HEAD.timestamp - 86_400) * 1000
+    young = history(closed(50_000, 0, 1))
+    assert await METHOD.read_closing(young, channel(opened_at=opened_at), far) is None
+    (first, _), last = young.looks[-1], young.looks[0][1]
+    assert last == far.number
+    assert 2 * 86_400 < far.number - first < 5 * 86_400  # two blocks a second, and some more
+    assert all(end - start < MOST_BLOCKS for start, end in young.looks if end is not None)
+    assert len(young.looks) < 10
+
+
+async def test_a_look_that_is_refused_is_made_smaller() -> None:
+    chain = history(closed(20_000, 30_000, 24_000))
+    chain.most = 3_000
+    assert await METHOD.read_closing(chain, channel(), HIGH) is not None
+    assert chain.looks == [(22_501, 25_000)]
+    chain = history(closed(20_000, 30_000, 1))
+    chain.most = 3_000
+    assert await METHOD.read_closing(chain, channel(), HIGH) is not None
+    assert [end for _, end in chain.looks][1:] == [start - 1 for start, _ in chain.looks][:-1]
+    chain.most = FEWEST_BLOCKS // 8
+    with pytest.raises(ChainUnavailable, match="too wide"):
+        await METHOD.read_closing(chain, channel(), HIGH)
 
 
 async def test_a_top_up_that_we_never_heard_of_is_no_contradiction() -> None:
