@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test clients hostile test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
+.PHONY: help demo test clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,9 @@ coverage: node $(VENV)/test.stamp ## branch coverage of the pure rooms and the s
 
 hostile: $(VENV)/test.stamp ## every attack of the hostile server through the real proxy, then STEPS of the model
 	$(BIN)/python -m tests.hostile --steps $(or $(STEPS),20000)
+
+long: node $(VENV)/test.stamp ## the tests that take minutes: 300 clients, closes by force on v1, 300 streams
+	BURSAR_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 clients: node $(VENV)/test.stamp ## every client of the matrix, the slow ones too; writes docs/clients.md
 	BURSAR_CLIENTS=all $(BIN)/python -m pytest -ra tests/clients $(PYTEST_ARGS)

@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A shell without job control starts what it puts in the background with SIGINT ignored, and that is inherited:
 # the programs that these tests interrupt would never hear of it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONG = os.environ.get("BURSAR_LONG") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long has a short share in every run, and is whole in ``make long``."""
+    for item in items:
+        if not LONG and item.get_closest_marker("long") is not None:
+            item.add_marker(pytest.mark.skip(reason="long: `make long` runs it"))
+
 
 _COMMON = settings(deadline=None, suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much))
 

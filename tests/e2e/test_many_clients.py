@@ -64,8 +64,8 @@ def running(make_proxy: MakeProxy, home: Home, count: int) -> Iterator[list[Prox
     [
         (64, 1, 2),
         (64, 4, 1),
-        pytest.param(300, 1, 1, marks=pytest.mark.slow),
-        pytest.param(300, 4, 1, marks=pytest.mark.slow),
+        pytest.param(300, 1, 1, marks=pytest.mark.long),
+        pytest.param(300, 4, 1, marks=pytest.mark.long),
     ],
 )
 def test_cold_and_warm(

@@ -245,7 +245,8 @@ json.dump({
     "environ": dict(os.environ),
     "descriptors": [one for one in map(descriptor, os.listdir("/proc/self/fd")) if one],
     "commands": [text(one / "cmdline") for one in processes],
-    "cores": [text(one / "limits") for one in processes if "--lifeline-fd" in text(one / "cmdline")],
+    "cores": [text(one / "limits") for one in processes
+              if "--lifeline-fd" in text(one / "cmdline") and one.name != str(os.getpid())],
 }, sys.stdout)
 """
 

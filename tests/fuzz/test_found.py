@@ -128,7 +128,7 @@ def test_a_line_that_is_not_ours_is_missed_and_never_folded(name: str, tmp_path:
     [
         ("home.toml", r"store\.directory.* the home of a user that there is not"),
         ("nul.toml", r"store\.directory.* a path cannot hold a NUL"),
-        ("deep.toml", "not valid TOML"),
+        ("deep.toml", "not valid TOML|Extra inputs"),  # Pythons differ in how deep they read
         ("digits.toml", "not valid TOML"),
         ("minutes.toml", r"proxy\.release_idle_s.* less than 2147483648"),
         ("odd_key.toml", r"chains\.'eip155:1\\x00\\x1b\[31m'"),

@@ -14,6 +14,7 @@ __all__ = ["ca", "devnet", "make_home"]
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_300_requests(devnet: Devnet, make_home: MakeHome) -> None:
     home = make_home(funds=60_000_000, policy=wide_policy(CHANNELS))
     told = soak(devnet, home, requests=300, seconds=60, seed=1)
