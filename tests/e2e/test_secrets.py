@@ -246,7 +246,7 @@ json.dump({
     "descriptors": [one for one in map(descriptor, os.listdir("/proc/self/fd")) if one],
     "commands": [text(one / "cmdline") for one in processes],
     "cores": [text(one / "limits") for one in processes
-              if "--lifeline-fd" in text(one / "cmdline") and one.name != str(os.getpid())],
+              if "--lifeline" + "-fd" in text(one / "cmdline") and sys.argv[1] in text(one / "cmdline")],
 }, sys.stdout)
 """
 
@@ -257,7 +257,7 @@ def test_a_command_gets_nothing_of_the_wallet(devnet: Devnet, make_home: MakeHom
     key = home.account.private_key
     more = {KEY_VARIABLE: key, "BURSAR_PASSWORD": key, "BURSAR_PRIVATE_KEY": key, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*bursar(home, "exec"), "--", sys.executable, "-c", LOOK_AROUND],
+        [*bursar(home, "exec"), "--", sys.executable, "-c", LOOK_AROUND, str(home.config)],
         env=quiet_environment(**more),
         stdin=subprocess.DEVNULL,
         capture_output=True,
