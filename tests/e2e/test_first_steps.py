@@ -1,4 +1,4 @@
-"""The guide for a new user, followed to the letter: every command of `docs/first-steps.md`, in one shell."""
+"""README and the guide for a new user, followed to the letter: every command of theirs, in one shell."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from tests.peers.devnet import Devnet
 
 pytestmark = pytest.mark.e2e
 
-GUIDE = ROOT / "docs" / "first-steps.md"
-SET_UP = ("make demo", 'export PATH="$PWD/.venv/bin:$PATH"')
+SET_UP = ("make demo", 'export PATH="$PWD/.venv/bin:$PATH"', "pip install .")
 """What this test runs in has been set up already; the demo has tests of its own, and CI runs it in a fresh clone."""
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+def commands(page: str, after: str) -> list[str]:
+    text = (ROOT / page).read_text().partition(after)[2].partition("\n## The config")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines()]
 
 
-def test_followed_to_the_letter(devnet: Devnet, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "after"),
+    [("docs/first-steps.md", "# First steps"), ("README.md", "\n## Use it")],
+    ids=["guide", "readme"],
+)
+def test_followed_to_the_letter(devnet: Devnet, tmp_path: Path, page: str, after: str) -> None:
     """Only the addresses are others: of the API, and of the test network, which is the one on this machine."""
     devnet.admin("reset")
-    lines = commands()
-    assert tuple(lines[:2]) == SET_UP
+    lines = commands(page, after)
+    assert len(lines) > 10
     home = tmp_path / "user"
     home.mkdir(mode=0o700)
     tools = tmp_path / "bin"
@@ -50,8 +55,10 @@ def test_followed_to_the_letter(devnet: Devnet, tmp_path: Path) -> None:
         f"s|^listen_port = .*|listen_port = {free_port()}|",
     )
     here = f"sed -i '{'; '.join(changes)}' {config}"
-    script = ["set -e"]
-    for line in lines[2:]:
+    script = ["set -e", "trap 'kill $(jobs -p) 2>/dev/null || :' EXIT"]
+    for line in lines:
+        if line.partition("  #")[0].rstrip() in SET_UP:
+            continue
         script.append(
             line.replace("https://api.example.com/quote", f"{devnet.http}/req").replace(
                 "api.example.com", "127.0.0.1"
