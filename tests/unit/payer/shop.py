@@ -233,14 +233,20 @@ class Overtaking:
         """`held` are numbers of passages: each upstream request passes once on its way there, once on its way back."""
         self._passages = iter(range(10_000))
         self._held = {number: asyncio.Event() for number in held}
+        self._there = {number: asyncio.Event() for number in held}
         shop.pace = self._pass
 
     async def _pass(self, returning: bool) -> None:
         number = next(self._passages)
         if number in self._held:
+            self._there[number].set()
             await self._held[number].wait()
         else:
             await asyncio.sleep(0)
+
+    async def arrived(self, number: int) -> None:
+        """One waits at this passage to be let through."""
+        await self._there[number].wait()
 
     def let(self, number: int) -> None:
         self._held[number].set()

@@ -467,7 +467,7 @@ class TestMeanwhile:
         old = payer.till
         traffic = Overtaking(shop, 0)
         late = asyncio.create_task(payer.get())
-        await asyncio.sleep(0.01)
+        await traffic.arrived(0)
         old._fence()
         shop.refuses_once("payment-expired")
         signed = old.signatures
