@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
 _CODES: Final = {
     "proxy_addon.config.ConfigError": ExitCode.CONFIG,
     "proxy_addon.keystore.KeystoreError": ExitCode.CONFIG,
+    "proxy_addon.secret_sources.SecretUnavailable": ExitCode.CONFIG,
     "proxy_addon.signer.KeyRejected": ExitCode.CONFIG,
     "proxy_addon.core.errors.LocalRefusal": ExitCode.REFUSED,
     "proxy_addon.core.errors.BursarError": ExitCode.FAILED,
