@@ -33,6 +33,8 @@ PATIENCE_S: Final = 40.0
 """How long a request waits for a pending opening (its validity is 25 s) or a channel that another process has."""
 RETRY_S: Final = 0.25
 TOP_UP_PAUSE_MS: Final = 30_000
+SETTLE_AT_END_S: Final = 2.0
+"""How long the end of this process waits for the chain's word on what a server has confirmed; most answer at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +42,7 @@ class Opening:
     """An opening on its way, and everyone who waits for what the chain says."""
 
     till: Till
+    told: bool = False  # the server has said success
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     settling: asyncio.Task[None] | None = None
 
@@ -315,14 +318,15 @@ class Desk:
         current = self._opening
         if current is None or current.till is not till or current.settling is not None:
             return
-        current.settling = background(self._settle(current, sent=sent, told=told), "bursar-opening")
+        current.told = told
+        current.settling = background(self._settle(current, sent=sent), "bursar-opening")
 
-    async def _settle(self, current: Opening, *, sent: bool, told: bool) -> None:
+    async def _settle(self, current: Opening, *, sent: bool) -> None:
         try:
             if not sent:
                 await opening.fail(self._parts, current.till, "it was never sent")
             else:
-                if not told:
+                if not current.told:
                     await opening.doubt(current.till)
                 await opening.settle(self._parts, current.till)
         except StoreError as error:
@@ -362,6 +366,8 @@ class Desk:
         tasks: list[asyncio.Task[Any]] = list(self._topping.values())
         if self._opening is not None and self._opening.settling is not None:
             tasks.append(self._opening.settling)
+            if self._opening.told:
+                await asyncio.wait([self._opening.settling], timeout=SETTLE_AT_END_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

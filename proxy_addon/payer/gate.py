@@ -6,6 +6,7 @@ answer reaches the client.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -430,8 +431,7 @@ class PaymentGate:
         await self.guard.tidy(before)
 
     async def close(self) -> None:
-        for desk in self._offers.desks:
-            await desk.close()
+        await asyncio.gather(*(desk.close() for desk in self._offers.desks))
         await self.guard.tidy(self._parts.ticks() + 1)
 
 

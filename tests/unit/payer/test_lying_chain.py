@@ -129,6 +129,26 @@ class TestDown:
         (channel,) = await payer.channels()
         assert (channel.status, channel.deposit) == (S.OPEN, DEPOSIT)
 
+    async def test_the_end_waits_a_moment_for_an_opening_that_the_server_confirmed(
+        self, payer: Payer, shop: Shop
+    ) -> None:
+        """One request, and the process ends, as with `bursar exec`: the deposit is on record all the same."""
+        endpoints = Endpoints(payer, honest)
+        asked = 0
+
+        def not_yet(method: str, params: list[Any], result: Any) -> Any:
+            nonlocal asked
+            asked += bool(shop.accounts)
+            return down(method, params, result) if 0 < asked < 4 else result
+
+        endpoints.lies[0] = not_yet
+        assert (await payer.get()).status == 200
+        assert payer.gate.tills[0].channel.status in (S.PROPOSED, S.SENT)
+        await payer.gate.close()
+        (channel,) = await payer.channels()
+        assert (channel.status, channel.deposit) == (S.OPEN, DEPOSIT)
+        assert asked >= 4
+
     async def test_a_slow_one_delays_nobody_who_is_warm(self, payer: Payer) -> None:
         assert (await payer.get()).status == 200
         await payer.settled()
