@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, localcontext
@@ -335,10 +337,12 @@ def _chain_rule(name: str, chain: Chain) -> ChainRule:
 
 
 def load(path: Path) -> Settings:
-    """Read a config file. Raises `ConfigError`."""
+    """Read a config file, which not everybody may write. Raises `ConfigError`."""
     path = path.expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            _check_writers(path, os.fstat(file.fileno()).st_mode)
+            text = file.read()
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}; run `bursar init`, or name another file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -346,6 +350,14 @@ def load(path: Path) -> Settings:
     settings = _sealed(parse_text(text, str(path)), path)
     settings._locator = Locator(path, lines_of(text))
     return settings
+
+
+def _check_writers(path: Path, mode: int) -> None:
+    """Whoever writes it decides who is paid, and how much."""
+    if mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"the config {path} can be changed by every user (mode {stat.S_IMODE(mode):o}): chmod 600 {path}"
+        )
 
 
 def _sealed(settings: Settings, path: Path) -> Settings:

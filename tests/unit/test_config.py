@@ -50,6 +50,20 @@ def test_the_example_loads_as_it_is() -> None:
     assert settings.spend_policy().rule_for(Origin("https", "api.example.com", 443)) is not None
 
 
+@pytest.mark.parametrize(("mode", "taken"), [(0o600, True), (0o664, True), (0o602, False), (0o666, False)])
+def test_a_config_that_everybody_may_write_is_refused(mode: int, taken: bool, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(EXAMPLE.read_text())
+    path.chmod(mode)
+    if taken:
+        assert load(path).mode == "pay"
+        return
+    with pytest.raises(
+        ConfigError, match=rf"can be changed by every user \(mode {mode:o}\): chmod 600 {path}$"
+    ):
+        load(path)
+
+
 def _keys(model: type[BaseModel]) -> Iterator[str]:
     yield from model.model_fields
 
