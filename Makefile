@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
+.PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,11 @@ recovery: node $(VENV)/test.stamp ## deposits come home: the proxy killed at eve
 
 devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand, until Ctrl-C
 	@$(BIN)/python -m tests.peers.devnet
+
+# EXAMPLES for each property (its stateful ones: half, or an eighth on disk, of up to 120 steps each).
+nightly: $(VENV)/test.stamp ## the properties and models for hours: EXAMPLES (20000) of each, and the steps they took
+	HYPOTHESIS_PROFILE=nightly BURSAR_EXAMPLES=$(or $(EXAMPLES),20000) \
+	  $(BIN)/python -m pytest -q -o timeout=0 tests/properties tests/contract/test_model.py $(PYTEST_ARGS)
 
 coverage: node $(VENV)/test.stamp ## branch coverage of the pure rooms and the store
 	$(BIN)/coverage run -m pytest tests/unit tests/properties tests/contract tests/vectors $(PYTEST_ARGS)

@@ -8,6 +8,8 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.properties.steps import taken
+
 # A shell without job control starts what it puts in the background with SIGINT ignored, and that is inherited:
 # the programs that these tests interrupt would never hear of it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,5 +30,17 @@ _COMMON = settings(deadline=None, suppress_health_check=(HealthCheck.too_slow, H
 settings.register_profile("default", _COMMON, max_examples=100)
 # The same examples on every run: what fails there fails here too.
 settings.register_profile("ci", _COMMON, max_examples=100, derandomize=True, print_blob=True)
-settings.register_profile("nightly", _COMMON, max_examples=20_000, stateful_step_count=120, print_blob=True)
+settings.register_profile(
+    "nightly",
+    _COMMON,
+    max_examples=int(os.environ.get("BURSAR_EXAMPLES", "20000")),
+    stateful_step_count=120,
+    print_blob=True,
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Without worker processes: the steps are counted here."""
+    for machine, steps in sorted(taken.items()):
+        terminalreporter.write_line(f"{machine}: {steps} steps, the invariants after each")

@@ -32,6 +32,7 @@ from store.contract import StoreUnavailable
 from store.lifecycle import ChannelStatus
 from store.memory_store import MemoryBackend, SharedMemory
 from store.records import Channel, CounterMove
+from tests.properties import steps
 from tests.properties.bank import CAPS, TOKEN, peek, proposed, scope_of
 
 START = 20_000
@@ -314,6 +315,7 @@ class Budgets(RuleBasedStateMachine):
 
     @invariant()
     def no_limit_is_passed(self) -> None:
+        steps.taken[type(self).__name__] += 1
         counters = peek(self.reader.counters())
         records = peek(self.reader.all())
         limits = {

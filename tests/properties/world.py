@@ -22,6 +22,7 @@ from store.contract import Backend
 from store.lifecycle import FINAL, PENDING_OPEN, ChannelStatus
 from store.memory_store import MemoryBackend
 from store.records import Channel, PaymentScope
+from tests.properties import steps
 from tests.properties.bank import (
     CAPS,
     LIFE_MS,
@@ -299,6 +300,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
+        steps.taken[type(self).__name__] += 1
         records = {one.channel_id: one for one in peek(self.reader.all())}
         counters = peek(self.reader.counters())
         assert records.keys() == self.authorised.keys()
