@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from store.contract import Backend, Transaction
 from store.lmdb_store import LmdbBackend
 from store.memory_store import MemoryBackend, SharedMemory
-from tests.properties import steps
+from tests.properties.steps import taken
 
 KEYS = st.text("ab/", min_size=1, max_size=4).map(str.encode) | st.binary(min_size=1, max_size=3)
 VALUES = st.binary(max_size=8) | st.integers(0, 3).map(lambda n: bytes([n]) * (5000 * n))
@@ -171,7 +171,7 @@ class Stores(RuleBasedStateMachine):
 
     @invariant()
     def all_agree(self) -> None:
-        steps.taken[type(self).__name__] += 1
+        taken[type(self).__name__] += 1
         for backend in self.backends:
             found = dict(self.call(backend.view(lambda txn: list(txn.scan(b"")))))
             marks = {key: found.pop(key) for key in list(found) if key.startswith(b"m/")}
