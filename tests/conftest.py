@@ -27,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 _COMMON = settings(deadline=None, suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much))
 
+# A run of 120 steps is large for Hypothesis, and is meant to be.
+_LARGE = (HealthCheck.large_base_example, HealthCheck.data_too_large)
+
 settings.register_profile("default", _COMMON, max_examples=100)
 # The same examples on every run: what fails there fails here too.
 settings.register_profile("ci", _COMMON, max_examples=100, derandomize=True, print_blob=True)
@@ -35,6 +38,7 @@ settings.register_profile(
     _COMMON,
     max_examples=int(os.environ.get("BURSAR_EXAMPLES", "20000")),
     stateful_step_count=120,
+    suppress_health_check=(*_COMMON.suppress_health_check, *_LARGE),
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
