@@ -9,7 +9,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
-WORKERS ?= 2
+# One more than cores: many tests wait for processes of their own.
+WORKERS ?= 3
 
 .PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
 
@@ -68,7 +69,8 @@ fuzz: $(VENV)/test.stamp ## SECONDS of fuzzing for each parser (TARGET= one of t
 
 soak: node $(VENV)/test.stamp ## MINUTES (3) of mixed load, faults and hostile sellers, and the sums; then streams alone
 	$(BIN)/python -m tests.soak.mixed --minutes $(or $(MINUTES),3)
-	BURSAR_STREAM_SECONDS=60 $(BIN)/python -m pytest -q -s -o timeout=600 tests/e2e/test_streams.py::test_50_streams_at_once
+	BURSAR_STREAMS=50 BURSAR_STREAM_SECONDS=60 \
+	  $(BIN)/python -m pytest -q -s -o timeout=600 tests/e2e/test_streams.py::test_many_streams_at_once
 	$(BIN)/python -m tests.soak.streams --minutes 3
 
 # make crash KILLS=10000 SEED=7; WALLET=3 repeats one wallet of it. PROXY_KILLS=300: whole proxies under load.
@@ -77,7 +79,7 @@ crash: $(VENV)/test.stamp ## kill -9 at every step, KILLS times (500), and a loo
 	$(BIN)/python -m tests.crash --seed $(or $(SEED),1) $(if $(PROXY_KILLS),--proxies $(PROXY_KILLS),$(if $(BUDGET),--budget $(BUDGET),--kills $(or $(KILLS),500) $(if $(WALLET),--wallet $(WALLET))))
 
 recovery: node $(VENV)/test.stamp ## deposits come home: the proxy killed at every step, faults of the chain's endpoints
-	BURSAR_RECOVERY=all $(BIN)/python -m pytest -ra -o timeout=600 tests/e2e/test_recovery.py tests/e2e/test_forced_close.py $(PYTEST_ARGS)
+	BURSAR_RECOVERY=all BURSAR_LONG=1 $(BIN)/python -m pytest -ra -o timeout=600 tests/e2e/test_recovery.py tests/e2e/test_forced_close.py $(PYTEST_ARGS)
 
 devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand, until Ctrl-C
 	@$(BIN)/python -m tests.peers.devnet
@@ -94,7 +96,7 @@ coverage: node $(VENV)/test.stamp ## branch coverage of the pure rooms and the s
 hostile: $(VENV)/test.stamp ## every attack of the hostile server through the real proxy, then STEPS of the model
 	$(BIN)/python -m tests.hostile --steps $(or $(STEPS),20000)
 
-long: node $(VENV)/test.stamp ## the tests that take minutes: 300 clients, closes by force on v1, 300 streams
+long: node $(VENV)/test.stamp ## the tests that take minutes: 300 clients, closes by force and killed at each step, 300 streams
 	BURSAR_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 clients: node $(VENV)/test.stamp ## every client of the matrix, the slow ones too; writes docs/clients.md

@@ -45,7 +45,8 @@ def told(home: Home, *command: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("protocol", ["v2", pytest.param("v1", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("protocol", ["v2", "v1"])
 def test_the_deposit_comes_home_without_the_server(
     net: Devnet, ca: Path, tmp_path: Path, protocol: str
 ) -> None:

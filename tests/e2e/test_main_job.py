@@ -43,7 +43,12 @@ def close_all(home: Home) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "kind"), [("bursar run", "curl"), ("mitmdump", "requests"), ("mitmdump", "httpx")]
+    ("launcher", "kind"),
+    [
+        ("bursar run", "curl"),
+        ("mitmdump", "requests"),
+        pytest.param("mitmdump", "httpx", marks=pytest.mark.long),
+    ],
 )
 def test_open_reuse_crash_resume_close(
     devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy, launcher: str, kind: str

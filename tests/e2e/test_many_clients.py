@@ -63,7 +63,7 @@ def running(make_proxy: MakeProxy, home: Home, count: int) -> Iterator[list[Prox
     ("clients", "processes", "rounds"),
     [
         (64, 1, 2),
-        (64, 4, 1),
+        pytest.param(64, 4, 1, marks=pytest.mark.long),
         pytest.param(300, 1, 1, marks=pytest.mark.long),
         pytest.param(300, 4, 1, marks=pytest.mark.long),
     ],

@@ -80,11 +80,11 @@ def ended(proxy: Proxy) -> int:
     return proxy.process.wait(60)
 
 
-def slow(proxy: Proxy, devnet: Devnet) -> subprocess.Popen[bytes]:
+def slow(proxy: Proxy, devnet: Devnet, base: str = "") -> subprocess.Popen[bytes]:
     """A client whose answer takes half a minute, and is paid for already."""
     devnet.admin("reset")
     process = subprocess.Popen(
-        ["curl", "-q", "-sS", "-o", "/dev/null", f"{devnet.http}/req?delay=30000"],
+        ["curl", "-q", "-sS", "-o", "/dev/null", f"{base or devnet.http}/req?delay=30000"],
         env=proxy.client_environment(),
         stderr=subprocess.PIPE,
     )

@@ -170,12 +170,13 @@ def peak_memory(proxy: Proxy) -> int:
     return int(line.split()[1]) // 1024
 
 
-STREAMS = 50
-SECONDS = int(os.environ.get("BURSAR_STREAM_SECONDS", "6"))  # how long each lasts; `make soak` says a minute
+# `make soak` says 50, of a minute each.
+STREAMS = int(os.environ.get("BURSAR_STREAMS", "20"))
+SECONDS = int(os.environ.get("BURSAR_STREAM_SECONDS", "6"))  # how long each lasts
 
 
 @pytest.mark.slow
-def test_50_streams_at_once(devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy) -> None:
+def test_many_streams_at_once(devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy) -> None:
     """Each needs a voucher a second, and plain requests go on beside them."""
     devnet.admin("reset")
     home = make_home(funds=60_000_000, policy=wide_policy(STREAMS + 1))

@@ -17,7 +17,7 @@ def main() -> None:
     messages: list[str] = []
     told: dict[str, object] = {"messages": messages}
     try:
-        with connect(url, close_timeout=5) as socket:
+        with connect(url, open_timeout=60, close_timeout=5) as socket:
             try:
                 while count is None or len(messages) < count:
                     messages.append(str(socket.recv(60)))

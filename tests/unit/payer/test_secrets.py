@@ -14,6 +14,7 @@ from tests.sabotage import Sabotage, secrets_of
 from tests.unit.payer.shop import Payer, Shop
 
 log = logging.getLogger("proxy_addon.mitm.replay")
+LONGEST_S = 2.0
 
 
 class Written(logging.Handler):
@@ -46,7 +47,7 @@ async def live(shop: Shop, payer: Payer, over: Callable[[], bool] = lambda: Fals
 
     async def tell(work: Awaitable[object]) -> None:
         try:
-            async with asyncio.timeout(0.2):  # some wait for an opening that never left
+            async with asyncio.timeout(LONGEST_S):  # some wait for an opening that never left
                 await work
         except Exception as error:
             log.error("Deciding on a 402 answer failed, it passes: %s", describe(error))
