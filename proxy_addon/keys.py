@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from proxy_addon import keystore
-from proxy_addon.config import ConfigError, KeySource, Settings
+from proxy_addon.config import ConfigError, Settings
+from proxy_addon.config_tables import KeySource
 from proxy_addon.hardening import harden
 from proxy_addon.secret_sources import source
 from proxy_addon.signer import KeyRejected, Signer

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from proxy_addon.audit import Audit, log
 from proxy_addon.chain import ChainClient
-from proxy_addon.config import Settings, Store
+from proxy_addon.config import Settings
+from proxy_addon.config_tables import Store
 from proxy_addon.core.policy import Origin
 from proxy_addon.egress import Egress
 from proxy_addon.keys import load_signer

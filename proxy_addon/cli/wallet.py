@@ -17,7 +17,8 @@ from proxy_addon.cli.template import WalletChoice
 from proxy_addon.secret_sources import descriptor_of, variable_of
 
 if TYPE_CHECKING:
-    from proxy_addon.config import KeySource, Settings, Wallet
+    from proxy_addon.config import Settings
+    from proxy_addon.config_tables import KeySource, Wallet
 
 PASSWORD_ENV: Final = "BURSAR_PASSWORD"  # noqa: S105 (a variable's name)
 KEY_ENV: Final = "BURSAR_PRIVATE_KEY"

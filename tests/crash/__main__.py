@@ -28,7 +28,7 @@ def main() -> int:
     if options.proxies is not None:
         return _tell(asyncio.run(kill_proxies(options.seed, options.proxies)), options.seed)
     tally = asyncio.run(
-        campaign(options.seed, options.kills, only=options.wallet, lanes=options.lanes, say=_progress)
+        campaign(options.seed, options.kills, only=options.wallet, lanes=options.lanes, say=_Progress())
     )
     code = _tell(tally, options.seed)
     if tally.harmed:
@@ -46,9 +46,18 @@ def _tell(found: Tally | Spending | Proxied, seed: int) -> int:
     return 0 if found.ok else 1
 
 
-def _progress(tally: Tally) -> None:
-    if tally.worlds % 10 == 0:
-        print(f"… {tally.killed} kills, {len(tally.violations)} violations", file=sys.stderr, flush=True)
+class _Progress:
+    """Tells what was found as soon as it was: a run of hours may be stopped before its end."""
+
+    def __init__(self) -> None:
+        self._told = 0
+
+    def __call__(self, tally: Tally) -> None:
+        for violation in tally.violations[self._told :]:
+            print(f"VIOLATION {violation}", file=sys.stderr, flush=True)
+        self._told = len(tally.violations)
+        if tally.worlds % 10 == 0:
+            print(f"… {tally.killed} kills, {self._told} violations", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from proxy_addon import config
+from proxy_addon import config_tables
 from proxy_addon.config import ConfigError, Settings, load, parse
 from proxy_addon.core.policy import ClientRule, Origin, Rates
 from store.amounts import Token
@@ -69,8 +69,8 @@ def _keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _tables() -> list[type[BaseModel]]:
-    found = [one for one in vars(config).values() if isinstance(one, type) and issubclass(one, BaseModel)]
-    return [one for one in found if one.__module__ == config.__name__ and not one.__name__.startswith("_")]
+    found = [one for one in vars(config_tables).values() if isinstance(one, type)]
+    return [Settings, *(one for one in found if issubclass(one, config_tables.Table))]
 
 
 @pytest.mark.parametrize("table", _tables(), ids=lambda one: one.__name__)
