@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Final
 
 from mitmproxy import http
@@ -12,6 +11,7 @@ from proxy_addon.audit import Audit
 from proxy_addon.core.errors import RemoteProtocolError
 from proxy_addon.core.messages import Receipt, parse_receipt
 from proxy_addon.mitm.gate import Outcome
+from proxy_addon.payer.aside import put_aside
 from proxy_addon.payer.retries import is_open
 from proxy_addon.payer.ticket import Attempt, PayTicket
 from proxy_addon.payer.till import Till
@@ -19,7 +19,6 @@ from store.account import Ending
 from store.amounts import Token
 from store.contract import StoreError
 from store.lifecycle import ChannelStatus
-from store.records import Channel
 
 log: Final = logging.getLogger("bursar")
 
@@ -118,20 +117,12 @@ async def set_aside(audit: Audit, till: Till, reason: str, *, token: Token, host
     if till.channel.status is not ChannelStatus.OPEN:
         return
 
-    ours = False
-
-    def change(record: Channel) -> Channel:
-        nonlocal ours
-        if record.status is not ChannelStatus.OPEN:
-            return record
-        ours = True
-        return replace(record, status=ChannelStatus.ASIDE, note=reason)
-
     try:
-        await till.commit(change=change)
+        ours = await put_aside(till, reason)
     except StoreError as error:
         till.fenced = True  # dispatch nothing on it in any case
-        log.error("bursar: %s", error)
+        log.error("bursar: %s; nothing more is paid with %s", error, till.channel.channel_id)
+        return
     if not ours:  # another request's refusal was faster
         return
     channel = till.channel

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Final
 
 from proxy_addon.audit import iso
 from proxy_addon.methods.contract import ChainState
+from proxy_addon.payer.aside import put_aside
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
 from store.contract import StoreError
 from store.lifecycle import ChannelStatus
-from store.records import Channel
 
 log: Final = logging.getLogger("bursar")
 
@@ -48,17 +47,8 @@ async def notice(parts: Parts, till: Till, state: ChainState) -> bool:
         else f"its close was requested on the chain, and not by this proxy: withdraw from {iso((ready or 0) * 1000)} on"
     )
     till.halt(told)
-    ours = False
-
-    def change(record: Channel) -> Channel:
-        nonlocal ours
-        if record.status is not ChannelStatus.OPEN:
-            return record
-        ours = True
-        return replace(record, status=ChannelStatus.ASIDE, note=told)
-
     try:
-        await till.commit(change=change)
+        ours = await put_aside(till, told)
     except StoreError as error:
         log.error("bursar: %s; nothing more is paid with %s", error, channel.channel_id)
         return True

@@ -58,7 +58,7 @@ RPC: Final = f"https://{RPC_HOST}"
 MOST_ATTEMPTS: Final = 17  # what the proxy sends upstream for one request, at the very most
 
 
-class _Body(httpx.AsyncByteStream):
+class Body(httpx.AsyncByteStream):
     """On its way, as from a socket: one that is there already cannot be read as it was sent."""
 
     def __init__(self, content: bytes) -> None:
@@ -146,7 +146,7 @@ class Shop:
             Request(request.method, request.url.path, query, headers, await request.aread())
         )
         assert isinstance(found.body, bytes)
-        return httpx.Response(found.status, headers=list(found.headers), stream=_Body(found.body))
+        return httpx.Response(found.status, headers=list(found.headers), stream=Body(found.body))
 
     async def _intercept(self, request: Request) -> Response | None:
         return self.script(request, _payload(request.headers)[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -105,7 +106,7 @@ class TestStore:
         assert shop.account.spent == 2 * P == payer.till.channel.paid
 
     async def test_a_channel_that_cannot_be_set_aside_is_left_all_the_same(
-        self, payer: Payer, shop: Shop
+        self, payer: Payer, shop: Shop, caplog: pytest.LogCaptureFixture
     ) -> None:
         await warm(payer)
         old = payer.till
@@ -121,8 +122,12 @@ class TestStore:
             payer.backend.shared.before_commit = None
 
         shop.script = script
-        assert (await payer.get()).status == 402
+        with caplog.at_level(logging.WARNING, "bursar"):
+            assert (await payer.get()).status == 402
         assert old.fenced
+        told = [one.message for one in caplog.records]
+        assert not any("set aside" in one for one in told)  # it is not on record
+        assert any(f"nothing more is paid with {old.channel.channel_id}" in one for one in told)
         await asyncio.sleep(0.03)
         shop.script = lambda request, payload: None
         await payer.settled()

@@ -17,7 +17,7 @@ from proxy_addon.methods.tempo_session.calls import GET_STATE
 from proxy_addon.payer import opening, topping
 from store.lifecycle import ChannelStatus
 from tests.unit.payer.conftest import MakePayer
-from tests.unit.payer.shop import DEPOSIT, Payer, Shop, ticks
+from tests.unit.payer.shop import DEPOSIT, Body, Payer, Shop, ticks
 
 S = ChannelStatus
 Lie = Callable[[str, list[Any], Any], Any]
@@ -86,7 +86,7 @@ class Endpoints:
         answer = self._shop.rpc._one(asked)
         if "result" in answer and asked["method"] != "eth_chainId":
             answer["result"] = self.lies[number](asked["method"], asked["params"], answer["result"])
-        return httpx.Response(200, content=orjson.dumps(answer))
+        return httpx.Response(200, stream=Body(orjson.dumps(answer)))
 
 
 async def settled(payer: Payer) -> None:
