@@ -49,7 +49,7 @@ def source(spec: str, what: str, environ: Mapping[str, str] = os.environ) -> Sou
             case "file":
                 text = read_private(Path(rest).expanduser(), _unavailable).decode("utf-8", "replace")
             case "fd":
-                text = _from_descriptor(int(rest), what)
+                text = read_descriptor(int(rest), what)
             case "command":
                 text = _from_command(shlex.split(rest), what)
             case "keyring":
@@ -70,8 +70,8 @@ def _shown(kind: str, rest: str) -> str:
     return shlex.split(rest)[0] if kind == "command" else rest
 
 
-def _from_descriptor(number: int, what: str) -> str:
-    """To its end; then it is closed, so that no child of ours inherits it."""
+def read_descriptor(number: int, what: str) -> str:
+    """To its end; then it is closed, so that no child of ours inherits it. Raises `SecretUnavailable`."""
     data = b""
     try:
         while chunk := os.read(number, _LIMIT):

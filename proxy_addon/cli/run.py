@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from proxy_addon.cli.accepting import unusable
 from proxy_addon.cli.ca import CERTIFICATE
-from proxy_addon.cli.failure import ExitCode, Failure
 from proxy_addon.cli.home import config_option, home_of, json_option, load_settings
 from proxy_addon.cli.wallet import missing_password
 
 if TYPE_CHECKING:
     from proxy_addon.cli.serve import Listening
+    from proxy_addon.cli.workers import Workers
+
+READY_LIMIT: Final = 4096
+"""Longest message on the ready pipe, in bytes: one write that a pipe takes whole."""
+
+MOST_WORKERS: Final = 32
+"""The store has room for a hundred processes; commands need some of it."""
 
 
 @click.command(name="run", context_settings={"ignore_unknown_options": False})
@@ -26,15 +33,26 @@ if TYPE_CHECKING:
     "--listen", metavar="HOST:PORT", help="Where to listen, instead of the config's [proxy] address."
 )
 @json_option
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Serve with so many processes: on one port, with one store.",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--lifeline-fd", type=int, hidden=True)
+@click.option("--worker-fd", type=int, hidden=True)
 @click.argument("mitmdump_options", nargs=-1, type=click.UNPROCESSED)
 def command(
     config: Path,
     listen: str | None,
     as_json: bool,
+    workers: int,
     ready_fd: int | None,
     lifeline_fd: int | None,
+    worker_fd: int | None,
     mitmdump_options: tuple[str, ...],
 ) -> None:
     """Run the proxy that pays, until SIGTERM or Ctrl-C.
@@ -45,35 +63,65 @@ def command(
     Examples:
       bursar run
       bursar run --listen 127.0.0.1:9000 -- --flow-detail 0
+      bursar run --workers 2
     """
     settings = load_settings(config)
     host, port = settings.proxy.listen_host, settings.proxy.listen_port
     if listen is not None:
         host, port = parse_address(listen)
-    _check_free(host, port)
-    os.environ.update(missing_password(settings))
+    config = config.expanduser().absolute()
 
-    from proxy_addon.cli.serve import announce, serve  # mitmproxy is slow to import
-
-    def tell(listening: Listening) -> None:
-        if as_json:
-            ready = {"ready": True, "url": listening.url, "pid": listening.pid, "ledger": listening.ledger}
-            click.echo(json.dumps(ready))
+    def tell(listening: Listening | Workers) -> None:
+        if ready_fd is not None:
+            announce(ready_fd, listening)
+        elif as_json:
+            click.echo(json.dumps({"ready": True, **asdict(listening)}))
         else:
             certificate = home_of(config).ca / CERTIFICATE
             click.echo(f"bursar is ready: http_proxy={listening.url} https_proxy={listening.url}")
             click.echo(f"clients of https sites need to trust {certificate}")
 
+    if workers > 1 and worker_fd is None:
+        from proxy_addon.cli.workers import supervise_workers
+
+        raise SystemExit(
+            supervise_workers(
+                config,
+                settings,
+                number=workers,
+                host=host,
+                port=port,
+                extra=mitmdump_options,
+                tell=tell,
+                lifeline=lifeline_fd,
+            )
+        )
+
+    if worker_fd is None:
+        _check_free(host, port)
+        os.environ.update(missing_password(settings))
+
+    from proxy_addon.cli.serve import intake_of, serve  # mitmproxy is slow to import
+
     serve(
-        config.expanduser().absolute(),
+        config,
         host=host,
         port=port,
         upstream_ca=settings.proxy.upstream_ca,
         auth_file=settings.proxy.auth_file,
         extra=mitmdump_options,
-        tell=tell if ready_fd is None else announce(ready_fd),
+        tell=tell,
         lifeline=lifeline_fd,
+        intake=None if worker_fd is None else intake_of(worker_fd),
     )
+
+
+def announce(descriptor: int, listening: Listening | Workers) -> None:
+    """For a parent: one JSON object on the pipe, which then ends."""
+    data = json.dumps(asdict(listening)).encode()
+    assert len(data) <= READY_LIMIT
+    os.write(descriptor, data)
+    os.close(descriptor)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -95,11 +143,4 @@ def _check_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise Failure(
-                    f"{host}:{port} is in use, maybe by another bursar: stop that, or choose with --listen"
-                ) from None
-            raise Failure(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen",
-                ExitCode.FAILED,
-            ) from None
+            raise unusable(host, port, error) from None

@@ -6,12 +6,12 @@ It starts as mitmdump does, so that logs, options and signals are mitmdump's. Im
 from __future__ import annotations
 
 import asyncio
-import json
+import gc
 import os
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +24,7 @@ from proxy_addon.cli.ca import bundle, ensure_ca, public_authorities
 from proxy_addon.cli.failure import ExitCode, Failure, failure_of
 from proxy_addon.cli.home import home_of
 from proxy_addon.mitm import dispatch, door
-
-READY_LIMIT: Final = 4096
-"""Longest message on the ready pipe, in bytes: one write that a pipe takes whole."""
+from proxy_addon.mitm.intake import Intake
 
 _OPEN_DOOR: Final = (
     "at %s, other machines could spend from this wallet: nobody is asked for a password. Name a file of users and"
@@ -66,6 +64,7 @@ class Ready:
             asyncio.get_running_loop().add_reader(self._lifeline, self._parent_gone)
         runtime = self._payer.runtime
         ledger = None if runtime is None else str(runtime.journal.path)
+        _look_less_often()
         self._tell(Listening(url=f"http://{shown}:{port}", pid=os.getpid(), ledger=ledger))
 
     def _parent_gone(self) -> None:
@@ -73,6 +72,16 @@ class Ready:
         asyncio.get_running_loop().remove_reader(self._lifeline)
         master: Any = ctx.master
         master.shutdown()
+
+
+def _look_less_often() -> None:
+    """What is there now stays to the end: the garbage collector need not walk through it for every few requests.
+
+    Nor after every 700 new objects, of which one request makes more. What it finds is bounded all the same.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def serve(
@@ -85,6 +94,7 @@ def serve(
     extra: Sequence[str],
     tell: Callable[[Listening], None],
     lifeline: int | None = None,
+    intake: Intake | None = None,
 ) -> None:
     """Run until SIGINT, SIGTERM or the end of `lifeline`. Raises `Failure` if the wallet or store do not open."""
     home = home_of(config)
@@ -92,6 +102,8 @@ def serve(
     for stream in (sys.stdout, sys.stderr):  # a log file gets whole lines, in order, as they come
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     payer = addon.BursarAddon()
+    if intake is not None:
+        intake.install()
 
     class Master(dump.DumpMaster):
         def __init__(self, opts: options.Options) -> None:
@@ -105,6 +117,10 @@ def serve(
 
         async def run(self) -> None:
             """All options are final; nothing listens yet."""
+            if intake is not None:
+                if why := intake.why_not(self.options):
+                    raise Failure(why, ExitCode.USAGE)
+                intake.gone = self._deserted
             if doors := door.open_doors(door.to_listen(self.options), self.options):
                 raise Failure(_OPEN_DOOR % doors, ExitCode.CONFIG)
             await super().run()
@@ -112,6 +128,10 @@ def serve(
         def shutdown(self) -> None:
             """At a signal, or the end of the lifeline: what is under way ends first, and all addons hear of it."""
             self.event_loop.call_soon_threadsafe(self._stop)
+
+        def _deserted(self) -> None:
+            if self._stopping is None:  # a worker that stops already is not hurried by it
+                self._stop()
 
         def _stop(self) -> None:
             if self._stopping is None:
@@ -142,16 +162,12 @@ def serve(
         raise _failed(payer) from None
 
 
-def announce(descriptor: int) -> Callable[[Listening], None]:
-    """For a parent: one JSON object on the pipe, which then ends."""
-
-    def tell(listening: Listening) -> None:
-        data = json.dumps(asdict(listening)).encode()
-        assert len(data) <= READY_LIMIT
-        os.write(descriptor, data)
-        os.close(descriptor)
-
-    return tell
+def intake_of(descriptor: int) -> Intake:
+    """A worker waits here for its first word from the process that started it; without one it ends."""
+    try:
+        return Intake.open(descriptor)
+    except (EOFError, ConnectionError):
+        raise SystemExit(ExitCode.FAILED) from None
 
 
 def _failed(payer: addon.BursarAddon) -> Failure:

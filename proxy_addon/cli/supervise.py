@@ -39,7 +39,8 @@ _WATCHED: Final = frozenset(
         signal.SIGUSR2,
     }
 )
-_BOOT: Final = "import sys; sys.path.append(sys.argv.pop(1)); from proxy_addon.cli.main import main; main()"
+BOOT: Final = "import sys; sys.path.append(sys.argv.pop(1)); from proxy_addon.cli.main import main; main()"
+"""A `bursar` of our own, in a new interpreter: its first argument is where the code is."""
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ def start_proxy(
     life_read, life_write = os.pipe()
     root = str(Path(__file__).resolve().parents[2])
     # -P: a `store` or `click.py` in the current directory is the user's, not ours.
-    arguments = [sys.executable, "-P", "-c", _BOOT, root, "run", "--config", str(config)]
+    arguments = [sys.executable, "-P", "-c", BOOT, root, "run", "--config", str(config)]
     arguments += ["--listen", "127.0.0.1:0", "--ready-fd", str(ready_write), "--lifeline-fd", str(life_read)]
     output = (
         subprocess.DEVNULL if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -13,6 +13,7 @@ from proxy_addon.audit import iso
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.mitm.gate import Outcome
 from proxy_addon.payer import probing
+from proxy_addon.payer.neighbours import Neighbours
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.retries import Place, Retries, Unknown, is_open
 from proxy_addon.payer.ticket import Offer, PayTicket
@@ -33,14 +34,29 @@ class Repeats:
         self.known = Retries(parts.now)
         self._parts = parts
         self._strict = strict
+        self._neighbours = Neighbours(
+            self.known,
+            parts.ledger,
+            mine=parts.audit.journal.name,
+            alive=parts.store.commits.alive,
+            now=parts.now,
+        )
 
     def recall(self) -> None:
         """What other processes on this store left open. Reads files: not on the event loop."""
+        self._neighbours.look()
         self.known.recall(self._parts.ledger, self._parts.store.commits.alive)
+
+    def look(self) -> None:
+        """What processes beside this one have left open since. Often, so that there is never much to read."""
+        self._neighbours.look()
 
     def awaits_body(self, ticket: PayTicket) -> bool:
         """Must the whole body be here before anything is decided on this request?"""
-        return not ticket.repeatable_method and self.known.at(_place(ticket))
+        if ticket.repeatable_method:
+            return False
+        self.look()  # its client may have lost the answer of another worker a moment ago
+        return self.known.at(_place(ticket))
 
     def may_be(self, ticket: PayTicket) -> bool:
         """Is this a retry? Costs next to nothing while nothing is unknown."""
@@ -98,7 +114,9 @@ class Repeats:
             till = await offer.desk.till_of(one.channel_id, want, offer.terms)
             if till is None:
                 record = await self._parts.store.find(one.channel_id)
-                return _is_settled(record, one), record
+                # What another process has not committed yet is not in the record: it proves nothing while that lives.
+                busy = record is not None and self._parts.store.is_busy(record)
+                return not busy and _is_settled(record, one), record
         except StoreError:
             return False, None
         if _is_settled(till.channel, one):

@@ -125,7 +125,7 @@ class Retries:
             before = set(sent)
             for line in _tail(path):
                 with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-                    _follow(sent, self, line)
+                    follow(sent, self, line)
             if alive(name):
                 in_flight |= sent.keys() - before
         for one in sorted(sent.values(), key=lambda one: one.at):
@@ -135,7 +135,8 @@ class Retries:
             self.forget(one.fingerprint)
 
 
-def _follow(sent: dict[str, Unknown], retries: Retries, line: Mapping[str, Any]) -> None:
+def follow(sent: dict[str, Unknown], retries: Retries, line: Mapping[str, Any]) -> None:
+    """One more line of a ledger: into `sent` while it has no end, then into `retries` if that leaves it open."""
     match line["kind"]:
         case "sent":
             one = _unknown(line, line["move"]["fingerprint"])

@@ -516,3 +516,65 @@ class TestAfterARestart:
         assert len(line.probes) == 1
         channel = second.till.channel
         assert (channel.authorised, channel.paid, channel.uncertain) == (before, 2 * P, 0)
+
+
+class TestAnotherWorker:
+    """A client's next connection may be with another process, which lives as long as the one that lost its answer."""
+
+    @pytest.fixture
+    async def pair(self, make_payer: MakePayer) -> tuple[Payer, Payer]:
+        """Each has a channel of its own."""
+        first = await warm(make_payer())
+        second = make_payer(shared=first.backend.shared, key=first.key)
+        second.gate.repeats.recall()
+        return first, await warm(second)
+
+    async def test_a_retry_is_recognised_at_once(self, pair: tuple[Payer, Payer], line: Line) -> None:
+        first, second = pair
+        await lose(first, line, "after")
+        assert (await order(second)).status == 200
+        assert line.keys()[-2] == line.keys()[-1]
+        lost = lines(first, "sent")[-1]["request"]
+        assert lines(second, "sent")[-1]["retry_of"] == lost
+        # It is used up there as well, as soon as that has read it.
+        assert len(first.gate.repeats.known) == 1
+        first.gate.repeats.look()
+        assert len(first.gate.repeats.known) == 0
+        assert (await order(first)).status == 200
+        assert line.keys()[-1] != line.keys()[-2]
+
+    async def test_one_that_is_not_lost_is_not_repeated(self, pair: tuple[Payer, Payer], line: Line) -> None:
+        first, second = pair
+        assert [(await order(one)).status for one in (first, second, first, second)] == [200] * 4
+        assert len(set(line.keys())) == len(line.keys())
+        second.gate.repeats.look()
+        assert not second.gate.repeats._neighbours._whose
+
+    async def test_strict_while_the_other_one_has_the_channel(
+        self, pair: tuple[Payer, Payer], shop: Shop, line: Line
+    ) -> None:
+        """Its record in the store does not say yet that anything is in doubt."""
+        first, second = pair
+        second.gate.repeats._strict = True
+        assert (await order(first)).status == 200
+        await lose(first, line, "after")
+        spent = [one.spent for one in shop.accounts.values()]
+        assert (await order(second)).reason == "strict-retries"
+        assert [one.spent for one in shop.accounts.values()] == spent
+
+    async def test_one_that_died_with_it(self, pair: tuple[Payer, Payer], shop: Shop, line: Line) -> None:
+        first, second = pair
+        held = Overtaking(shop, 1)
+        held.let_later(60)
+        lost = asyncio.create_task(order(first))
+        await ticks(50)
+        second.gate.repeats.look()
+        assert len(second.gate.repeats.known) == 0  # in flight is not lost
+        lost.cancel()
+        first.gate.finished = lambda ticket, outcome: None  # type: ignore[method-assign]
+        await first.die()
+        await asyncio.gather(lost, return_exceptions=True)
+        shop.pace = line._pace
+        assert (await order(second)).status == 200
+        assert line.keys()[-2] == line.keys()[-1]
+        assert "retry_of" in lines(second, "sent")[-1]
