@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 # One more than cores: many tests wait for processes of their own.
 WORKERS ?= 3
 
-.PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node
+.PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node bench
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,11 @@ soak: node $(VENV)/test.stamp ## MINUTES (3) of mixed load, faults and hostile s
 crash: $(VENV)/test.stamp ## kill -9 at every step, KILLS times (500), and a look at the books after each
 	$(BIN)/python -m tests.crash --seed $(or $(SEED),1) $(if $(PROXY_KILLS),--proxies $(PROXY_KILLS),$(if $(BUDGET),--budget $(BUDGET),--kills $(or $(KILLS),500) $(if $(WALLET),--wallet $(WALLET))))
 
+# make bench QUICK=1: every row with small counts. ONLY=warm-paid-64,cold: groups or rows (see python -m bench --list).
+# FLOWS=10000, STREAMS=1000: less, or more, of what takes long.
+bench: $(VENV)/test.stamp ## what a paid request costs, as ratios to plain mitmdump and to mppx's own client
+	FLOWS=$(FLOWS) STREAMS=$(STREAMS) $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
 recovery: node $(VENV)/test.stamp ## deposits come home: the proxy killed at every step, faults of the chain's endpoints
 	BURSAR_RECOVERY=all BURSAR_LONG=1 $(BIN)/python -m pytest -ra -o timeout=600 tests/e2e/test_recovery.py tests/e2e/test_forced_close.py $(PYTEST_ARGS)
 
@@ -87,12 +92,19 @@ devnet: node $(VENV)/test.stamp ## a dev chain and paid servers for use by hand,
 # EXAMPLES for each property (its stateful ones: half, or an eighth on disk, of up to 120 steps each).
 nightly: $(VENV)/test.stamp ## the properties and models for hours: EXAMPLES (20000) of each, and the steps they took
 	HYPOTHESIS_PROFILE=nightly BURSAR_EXAMPLES=$(or $(EXAMPLES),20000) \
-	  $(BIN)/python -m pytest -q -o timeout=0 tests/properties tests/contract/test_model.py $(PYTEST_ARGS)
+	  $(BIN)/python -m pytest -q -o timeout=0 tests/properties tests/contract/test_model.py tests/hostile/test_model.py $(PYTEST_ARGS)
 
-coverage: node $(VENV)/test.stamp ## branch coverage of the pure rooms and the store
-	$(BIN)/coverage run -m pytest tests/unit tests/properties tests/contract tests/vectors $(PYTEST_ARGS)
-	$(BIN)/coverage report --include='store/*,proxy_addon/core/*'
+coverage: $(VENV)/test.stamp ## branch coverage of the pure rooms and the store, by their own tests: all of it
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests/unit/store tests/unit/core tests/properties tests/contract $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --show-missing --skip-covered --fail-under=100 --include='store/*,proxy_addon/core/*'
 
+# make mutation SAMPLE=15 of each module; ONLY=store/account.py; WORK= keeps what was found, to go on from there.
+mutation: $(VENV)/test.stamp ## change the pure rooms and the store one step at a time: does a test notice each?
+	$(BIN)/python tools/mutate.py $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(ONLY),--only $(ONLY)) $(if $(WORK),--work $(WORK))
+
+# make hostile STEPS=1000000: a night's run of the model (under 40 minutes of CPU).
 hostile: $(VENV)/test.stamp ## every attack of the hostile server through the real proxy, then STEPS of the model
 	$(BIN)/python -m tests.hostile --steps $(or $(STEPS),20000)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ from proxy_addon.rpc_answers import (
     decoded,
     head_of,
     log_query,
+    printable,
     quantity,
     receipt_of,
     result_of,
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ANSWER_LIMIT: Final = 8 * 1024 * 1024  # bytes; a wide range of logs is the longest that we ask for
+_ANSWER_LIMIT: Final = 8 * 1024 * 1024  # bytes, unpacked; a wide range of logs is the longest that we ask for
+_GZIP: Final = 16 + zlib.MAX_WBITS
 _BALANCE_OF: Final = selector("balanceOf(address)")
 _ALREADY_KNOWN: Final = re.compile(
     r"already (?:known|imported|in (?:the )?pool)|known transaction", re.IGNORECASE
@@ -321,7 +324,8 @@ class ChainClient:
             for name in ("httpx", "httpcore"):
                 logging.getLogger(name).setLevel(logging.WARNING)
             self._client = httpx.AsyncClient(
-                headers={"content-type": "application/json"},
+                # Only what is unpacked here, with a limit: httpx unpacks whatever a small answer says it holds.
+                headers={"content-type": "application/json", "accept-encoding": "gzip"},
                 timeout=self._timeout_s,
                 follow_redirects=False,
                 trust_env=False,  # HTTP_PROXY may well name this very proxy
@@ -342,11 +346,19 @@ def _host(url: str) -> str:
 
 
 async def _read_limited(response: httpx.Response) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.aiter_bytes(65_536):
-        size += len(chunk)
-        if size > _ANSWER_LIMIT:
+    """The body, unpacked, at no point more than the limit of it in memory. Raises `Unusable`."""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip", "x-gzip"):
+        raise Unusable(f"an answer that is packed in a way we did not ask for: {printable(coding)}")
+    gzip = None if coding == "identity" else zlib.decompressobj(_GZIP)
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        try:
+            body += chunk if gzip is None else gzip.decompress(chunk, _ANSWER_LIMIT + 1 - len(body))
+        except zlib.error:
+            raise Unusable("its gzip is none") from None
+        if len(body) > _ANSWER_LIMIT:
             raise Unusable(f"more than {_ANSWER_LIMIT} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+    if gzip is not None and not gzip.eof:
+        raise Unusable("its gzip is cut off")
+    return bytes(body)

@@ -25,6 +25,7 @@ class Case:
         self.ended = False
 
     def open(self, flow: http.HTTPFlow) -> None:
+        self.ended = True  # until there is a ticket
         self._subject = _subject(flow.request)
         self.ticket = self._ask(None, self._gate.consider, flow)
         self.ended = self.ticket is None

@@ -15,6 +15,8 @@ from typing import Final
 from proxy_addon.core.errors import BursarError
 
 _HOUSE: Final = Path(__file__).resolve().parents[2]
+MOST_TOLD: Final = 1_000
+"""Characters of a record of mitmproxy's about a connection."""
 _ROOMS: Final = (f"{_HOUSE / 'proxy_addon'}/", f"{_HOUSE / 'store'}/")
 
 
@@ -35,11 +37,15 @@ def guard_logs() -> None:
 
 
 class _Untold(logging.Filter):
-    """Changes a record before it is written. mitmproxy's own, and those of a user's scripts, stay as they are."""
+    """Changes a record before it is written. mitmproxy's own (novels are cut) and a script's stay as they are."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
+            # mitmproxy writes down all that a server sent which it did not expect.
+            if record.name.startswith("mitmproxy.proxy") and len(str(record.msg)) > MOST_TOLD:
+                record.msg = f"{record.getMessage()[:MOST_TOLD]}… (cut)"
+                record.args = ()
             return True
         chain = list(_chain(error))
         if record.name == "bursar" or any(map(_through_the_house, chain)):

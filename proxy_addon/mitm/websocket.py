@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from mitmproxy import http
 from mitmproxy.addonmanager import AddonManager
@@ -32,6 +32,13 @@ from proxy_addon.mitm.gate import Outcome
 from proxy_addon.mitm.guard import describe
 
 logger = logging.getLogger(__name__)
+
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of one message of the server's: mitmproxy keeps it until its end. Clients refuse far shorter ones."""
+MOST_PIECES: Final = 10_000
+"""That it may come in."""
+_TOO_BIG: Final = Close(1009, "A message is too long for the proxy.")
+_FAILED: Final = Close(1011, "The proxy failed to serve this connection.")
 
 
 class PaidSocket(Protocol):
@@ -135,17 +142,38 @@ class PaidWebsocketLayer(websocket.WebsocketLayer):
 
     def start(self, event: events.Event) -> CommandGenerator[None]:
         yield from super().start(event)
+        yield from self._guarded(self._begun())
+
+    _handle_event = start
+
+    def _begun(self) -> CommandGenerator[None]:
         flow = self.flow
         self.socket.begin(lambda: self.sockets.wake(flow))
         yield from self._settle()
 
-    _handle_event = start
-
     def relay_messages(self, event: events.Event) -> CommandGenerator[None]:
+        yield from self._guarded(self._relayed(event))
+
+    def _relayed(self, event: events.Event) -> CommandGenerator[None]:
+        if not isinstance(event, SocketWake):
+            yield from self._filtered(super().relay_messages(event))
+            pieces = self.server_ws.frame_buf
+            if len(pieces) > MOST_PIECES or sum(map(len, pieces)) > MOST_BYTES:
+                logger.warning("A paid WebSocket's server sends a message without end: it is closed")
+                self.socket.finished(Outcome.CUT)
+                yield from self._close(_TOO_BIG)
+                return
+        yield from self._settle()
+
+    def _guarded(self, generator: CommandGenerator[None]) -> CommandGenerator[None]:
+        """An exception in a layer would leave both sides hanging for ever: end the connection instead."""
         try:
-            if not isinstance(event, SocketWake):
-                yield from self._filtered(super().relay_messages(event))
-            yield from self._settle()
+            yield from generator
+        except Exception as error:
+            logger.error("Serving a paid WebSocket failed: %s", describe(error))
+            self.socket.finished(Outcome.CUT)
+            if self._handle_event != self.done:
+                yield from self._close(_FAILED)
         except BaseException:
             self.socket.finished(Outcome.CUT)
             raise
@@ -196,6 +224,9 @@ class PaidWebsocketLayer(websocket.WebsocketLayer):
         if stopped is None:
             return
         self.socket.finished(Outcome.CUT)
+        yield from self._close(stopped)
+
+    def _close(self, stopped: Close) -> CommandGenerator[None]:
         data = self.flow.websocket
         assert data is not None
         data.timestamp_end = time.time()

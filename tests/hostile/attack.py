@@ -11,7 +11,7 @@ from store.amounts import parse_units
 from tests.hostile.peer import GOODS, Peer, Script
 
 if TYPE_CHECKING:
-    from tests.hostile.client import Got
+    from tests.hostile.client import Got, Heard
     from tests.hostile.world import World
 
 DECIMALS: Final = 6
@@ -26,7 +26,7 @@ LIMITS: Final[Mapping[str, Any]] = {
 }
 """Of every peer's own table in the config, unless its attack says otherwise."""
 
-LIMITS_OF_ALL: Final[Mapping[str, int]] = {"attempts_per_minute": 300, "in_flight_per_origin": 32}
+LIMITS_OF_ALL: Final[Mapping[str, int]] = {"attempts_per_minute": 120, "in_flight_per_origin": 32}
 """The config's ``[limits]``."""
 
 
@@ -87,6 +87,7 @@ class Stage:
     attack: Attack
     peer: Peer
     got: list[Got] = field(default_factory=list)
+    log_from: int = 0
 
     def get(self, path: str = "/", count: int = 1, *options: str, **more: Any) -> list[Got]:
         """So many GETs of one curl, one after the other; `options` are curl's."""
@@ -96,6 +97,17 @@ class Stage:
 
     def one(self, path: str = "/", *options: str, **more: Any) -> Got:
         return self.get(path, 1, *options, **more)[0]
+
+    def converse(self, path: str, *, seconds: float = 60.0) -> Heard:
+        """A WebSocket, until its end; no payment frame may reach its client."""
+        heard = self.world.converse(self.peer.url.replace("http", "ws", 1) + path, seconds=seconds)
+        shown = next((one for one in heard.messages if '"mpp"' in one), None)
+        expect(shown is None, f"a payment frame reached the client: {shown and shown[:200]}")
+        return heard
+
+    def told(self, words: str) -> list[str]:
+        """Lines of the proxy's log since this attack began."""
+        return [line for line in self.world.proxy.log[self.log_from :].splitlines() if words in line]
 
     def bought(self, path: str = "/", body: bytes = GOODS) -> None:
         """An honest purchase must work."""
@@ -138,6 +150,7 @@ class Attack:
     terms: Mapping[str, Any] = field(default_factory=dict)
     quick: bool = False
     exact: bool = False  # the loss reaches its bound
+    alone: bool = False  # nothing else may happen meanwhile: it looks at clocks
     unanswered: bool = False  # that the client gives up first is what happens
     tls: bool = False
     others: Sequence[str] = ()  # names of further peers, honest ones, that the client may be sent to

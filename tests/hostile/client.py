@@ -6,8 +6,11 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.sync.client import connect
 
 GAVE_UP = 28  # curl's exit code
 
@@ -60,6 +63,34 @@ def _read(path: Path, code: int) -> Got:
         if status >= 200 and not 300 <= status < 400:
             break
     return Got(status, headers, data, code)
+
+
+@dataclass
+class Heard:
+    """What a WebSocket client got. `status`: of the answer to a handshake that was refused."""
+
+    messages: list[str] = field(default_factory=list)
+    code: int | None = None
+    status: int = 101
+    silent: bool = False  # it gave up waiting
+
+
+def converse(proxy: str, url: str, *, seconds: float) -> Heard:
+    """Listen to a WebSocket until it ends, or says nothing for so long."""
+    heard = Heard()
+    try:
+        with connect(url, proxy=proxy, open_timeout=seconds + 10, close_timeout=1) as line:
+            while True:
+                heard.messages.append(str(line.recv(seconds)))
+    except ConnectionClosed as closed:
+        heard.code = closed.rcvd.code if closed.rcvd is not None else 1006
+    except InvalidStatus as refused:
+        heard.status = refused.response.status_code
+    except InvalidHandshake:
+        heard.status = 0
+    except TimeoutError:
+        heard.silent = True
+    return heard
 
 
 def bare(port: int, data: bytes, *, seconds: float = 10.0, until: bytes | None = None) -> bytes:

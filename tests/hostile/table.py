@@ -18,6 +18,7 @@ from tests.hostile.attacks import (
     smuggling,
     streams,
     terms,
+    websockets,
 )
 
 ATTACKS: Final[tuple[Attack, ...]] = (
@@ -31,60 +32,31 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     *headers.ATTACKS,
     *smuggling.ATTACKS,
     *caches.ATTACKS,
+    *websockets.ATTACKS,
     *policies.ATTACKS,
 )
 QUICK: Final = tuple(attack for attack in ATTACKS if attack.quick)
 
-_COLUMNS: Final = (
-    "row",
-    "attack",
-    "limit",
-    "loss",
-    "bound",
-    "locked",
-    "opens",
-    "asked",
-    "upstream",
-    "s",
-    "verdict",
-)
-_WIDTHS: Final = (4, 66, 40, 9, 10, 9, 5, 5, 8, 6, 0)
-_LEFT: Final = {"row", "attack", "limit", "verdict"}
+_ATTACK: Final = max(len(one.name) for one in ATTACKS) + 5
+_LIMIT: Final = 58
 
 
-def _row(values: tuple[object, ...]) -> str:
-    cells = []
-    for name, width, value in zip(_COLUMNS, _WIDTHS, values, strict=True):
-        text = str(value)
-        cells.append(text.ljust(width) if name in _LEFT else text.rjust(width))
-    return "  ".join(cells).rstrip()
+def _row(attack: str, limit: str, loss: object, verdict: str) -> str:
+    return f"{attack:{_ATTACK}} | {limit:{_LIMIT}} | {loss:>9} | {verdict}"
 
 
 def heading() -> Iterator[str]:
-    yield (
-        "Amounts in base units. loss: what the peer could settle, less what it delivered at its price. locked:"
-        " deposits left in escrow."
-    )
-    yield _row(_COLUMNS)
+    yield "loss: what the server could settle, less what it delivered at its price. All in base units."
+    yield _row("attack", "limit", "loss", "verdict")
 
 
 def line(verdict: Verdict) -> str:
     attack = verdict.attack
-    return _row(
-        (
-            attack.row,
-            attack.name,
-            attack.bound.shown(attack.whole_limits),
-            verdict.loss,
-            verdict.bound,
-            verdict.locked,
-            verdict.opens,
-            verdict.requests,
-            verdict.upstream,
-            f"{verdict.seconds:.1f}",
-            ("exact" if attack.exact else "ok") if verdict.passed else "FAILED",
-        )
-    )
+    limit = attack.bound.shown(attack.whole_limits)
+    if verdict.bound:
+        limit += f" = {verdict.bound}"
+    outcome = ("exact" if attack.exact else "ok") if verdict.passed else "FAILED"
+    return _row(f"{attack.row:4} {attack.name}", limit, verdict.loss, outcome)
 
 
 def summary(verdicts: list[Verdict]) -> str:
@@ -92,7 +64,6 @@ def summary(verdicts: list[Verdict]) -> str:
     exact = sum(one.attack.exact for one in verdicts)
     loss, bound = sum(one.loss for one in verdicts), sum(one.bound for one in verdicts)
     return (
-        f"{len(verdicts)} attacks, {sum(one.requests for one in verdicts)} requests of clients,"
-        f" {sum(one.upstream for one in verdicts)} upstream: {failed} failed;"
+        f"{len(verdicts)} attacks, {sum(one.upstream for one in verdicts)} requests upstream: {failed} failed;"
         f" {loss} base units lost of {bound} that the limits allow, {exact} at their limit to the unit"
     )

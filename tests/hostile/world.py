@@ -55,6 +55,7 @@ class World:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.peers: dict[str, Peer] = {}
+        self._store = threading.Lock()  # one environment of a store at a time in one process
 
     # -- setting the stage
 
@@ -185,11 +186,14 @@ class World:
         environment = quiet_environment(PATH=os.environ["PATH"])
         return client.curl(self.proxy.url, ca, url, count, *options, seconds=seconds, environment=environment)
 
+    def converse(self, url: str, *, seconds: float) -> client.Heard:
+        return client.converse(self.proxy.url, url, seconds=seconds)
+
     # -- one attack
 
     def play(self, attack: Attack, *, check_others: bool = True) -> Verdict:
         peer = self.peers[attack.name]
-        stage = Stage(self, attack, peer)
+        stage = Stage(self, attack, peer, log_from=len(self.proxy.log))
         begun = time.monotonic()
         complaints: list[str] = []
         try:
@@ -268,7 +272,8 @@ class World:
 
     def channels(self) -> list[Channel]:
         """The store's records, each completed by its owner's journal."""
-        return [view.channel for view in asyncio.run(read_channels(self.proxy.home.settings))]
+        with self._store:
+            return [view.channel for view in asyncio.run(read_channels(self.proxy.home.settings))]
 
     def of(self, peer: Peer) -> list[Channel]:
         return [one for one in self.channels() if one.scope.host == peer.authority]
@@ -286,11 +291,12 @@ class World:
 
         until(all_told, f"the chain has decided on the openings of {peer.name}")
 
-    async def opens(self, peer: Peer) -> int:
+    def opens(self, peer: Peer) -> int:
         """Today's, as the budget counts them."""
-        counters = await self._counters()
         return sum(
-            count for key, count in counters.items() if key.startswith("opens/") and peer.authority in key
+            count
+            for key, count in self._counters().items()
+            if key.startswith("opens/") and peer.authority in key
         )
 
     def refusals(self, peer: Peer) -> list[str]:
@@ -310,7 +316,7 @@ class World:
             account.check(record)
         alive = [one for one in channels.values() if one.status is not ChannelStatus.FAILED]
         authorised = sum(one.authorised for one in alive)
-        counters = asyncio.run(self._counters())
+        counters = self._counters()
         for family in ("host-day/", "total-day/", "lifetime/"):
             told = sum(value for key, value in counters.items() if key.startswith(family))
             assert told == authorised, (family, told, authorised)
@@ -318,12 +324,16 @@ class World:
         assert "Traceback" not in log, log[-20_000:]
         assert "has crashed" not in log, log[-20_000:]
 
-    async def _counters(self) -> dict[str, int]:
-        store = await open_store(self.proxy.home.settings)
-        try:
-            return await store.counters()
-        finally:
-            await store.close()
+    def _counters(self) -> dict[str, int]:
+        async def read() -> dict[str, int]:
+            store = await open_store(self.proxy.home.settings)
+            try:
+                return await store.counters()
+            finally:
+                await store.close()
+
+        with self._store:
+            return asyncio.run(read())
 
 
 __all__ = ["PRICE", "World"]

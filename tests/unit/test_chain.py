@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import socket
 import threading
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -354,6 +357,17 @@ def bad_gzip(handler: BaseHTTPRequestHandler, message: dict[str, Any]) -> None:
     handler.wfile.write(b"junk")
 
 
+def packed(data: bytes, coding: str = "gzip") -> Answer:
+    def answer(handler: BaseHTTPRequestHandler, message: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("content-encoding", coding)
+        handler.send_header("content-length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return answer
+
+
 def redirect(handler: BaseHTTPRequestHandler, message: dict[str, Any]) -> None:
     handler.send_response(307)
     handler.send_header("location", "http://127.0.0.1:1/elsewhere")
@@ -379,7 +393,10 @@ def redirect(handler: BaseHTTPRequestHandler, message: dict[str, Any]) -> None:
         (cut, "RemoteProtocolError"),
         (drop, "Error"),
         (not_http, "RemoteProtocolError"),
-        (bad_gzip, "DecodingError"),
+        (bad_gzip, "its gzip is none"),
+        (packed(gzip.compress(b"{}")[:-9]), "its gzip is cut off"),
+        (packed(b"{}", "br"), "packed in a way we did not ask for: br"),
+        (packed(b"{}", "gzip, gzip"), "did not ask for: gzip, gzip"),
         (flood, "more than"),
     ],
 )
@@ -391,6 +408,30 @@ async def test_an_answer_that_is_none(
         await chain.head()
     assert '"].rpc in the config' in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+async def test_a_packed_answer_is_read(endpoint: Endpoint, chain: ChainClient) -> None:
+    answer = json.dumps({"jsonrpc": "2.0", "id": 1, "result": block(number="0x9")}).encode()
+    for coding in ("gzip", "X-GZIP"):
+        endpoint.answer = packed(gzip.compress(answer), coding)
+        assert (await chain.head()).number == 9
+
+
+async def test_a_bomb_is_not_unpacked(endpoint: Endpoint, chain: ChainClient) -> None:
+    """A megabyte that says it is a gigabyte: no more of it is ever in memory than may be."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    head = squeeze.compress(bytes(2**20)) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    block = squeeze.compress(bytes(2**20)) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    endpoint.answer = packed(head + 1023 * block)
+    await chain.chain_id()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ChainUnavailable, match=rf"{endpoint.host}: more than 8388608 bytes") as caught:
+            await chain.head()
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert '"].rpc in the config' in str(caught.value)
 
 
 @pytest.mark.parametrize("answer", [hang, trickle])

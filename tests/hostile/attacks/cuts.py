@@ -100,7 +100,8 @@ async def cuts_402(peer: Peer, request: Request, line: Line) -> None:
     data = peer.refusal()
     at = peer.memory["at"] = peer.memory.get("at", -1) + 7
     await line.send(data[:at])
-    line.cut()
+    if at < len(data):
+        line.cut()
 
 
 def cut_402(stage: Stage) -> None:

@@ -70,7 +70,7 @@ def expired(stage: Stage) -> None:
     stage.bought()
     raw = stage.peer.memory["lies"]
     expect(not stage.world.run_in(lambda: stage.peer.broadcast(raw)), "an opening landed after its end")
-    opens = stage.world.run(stage.world.opens(stage.peer))
+    opens = stage.world.opens(stage.peer)
     expect(opens == 1, f"an opening that never landed still counts: {opens}")
 
 
@@ -167,7 +167,7 @@ ATTACKS = (
         Bound("max_price"),
         unanswered=True,
     ),
-    Attack("an opening that is left to expire", "A6", lets_lie, expired, HONEST),
+    Attack("an opening that is left to expire", "A6", lets_lie, expired, HONEST, alone=True),
     Attack("an opening that lands after an error", "A6", lands_late, landed_late, Bound("max_price")),
     Attack(
         "top-ups that it ignores",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
+from store.lifecycle import ChannelStatus
+from tests.e2e.proxies import until
 from tests.hostile.attack import HONEST, Attack, Bound, Stage, expect
 from tests.hostile.peer import PRICE, Line, Peer
 from tests.hostile.wire import Request, answer
@@ -52,9 +55,27 @@ def highest(peer: Peer, request: Request) -> int:
     return peer.vouchers[request.payload["channelId"]].amount
 
 
-async def streams(peer: Peer, request: Request, line: Line, *, say: Say, takes: bool = True) -> None:
-    """Asks for money, and then for more while it streams; a voucher by HEAD is taken, or refused."""
-    peer.land(request)
+def takes(peer: Peer) -> bytes:
+    """What it says to a voucher by HEAD."""
+    return answer(204, length=False)
+
+
+def refuses(peer: Peer, *, kind: str, status: int = 402) -> bytes:
+    return peer.refusal(kind, status, challenge=peer.challenge(unitType="token")).partition(b"pay")[0]
+
+
+async def streams(
+    peer: Peer,
+    request: Request,
+    line: Line,
+    *,
+    say: Say,
+    to_voucher: Callable[[Peer], bytes] = takes,
+    lands: bool = True,
+) -> None:
+    """Asks for money, and then for more while it streams."""
+    if lands:
+        peer.land(request)
     if request.authorization is None:
         await line.send(
             peer.refusal(challenge=peer.challenge(unitType="token", suggestedDeposit=str(DEPOSIT)))
@@ -62,7 +83,7 @@ async def streams(peer: Peer, request: Request, line: Line, *, say: Say, takes: 
     elif request.action == "topUp":
         await line.send(answer(204, length=False))
     elif request.method == "HEAD":
-        await line.send(answer(204 if takes else 402, length=False))
+        await line.send(to_voucher(peer))
     else:
         await line.send(HEAD)
         await say(peer, request, line)
@@ -167,6 +188,15 @@ JUMPS: Mapping[str, object] = {
     "one unit over a step": PRICE + STEP + 1,
     "to 2^95": 2**95,
 }
+TO_VOUCHERS: Mapping[str, Callable[[Peer], bytes]] = {
+    "a 402 without a challenge": lambda peer: answer(402, length=False),
+    "a 402 and a fresh challenge": partial(refuses, kind="verification-failed"),
+    "a 402: the delta is too small": partial(refuses, kind="session/delta-too-small"),
+    "a 402: over the deposit": partial(refuses, kind="session/amount-exceeds-deposit"),
+    "a 410": partial(refuses, kind="session/channel-not-found", status=410),
+    "a 500": lambda peer: answer(500, length=False),
+    "nothing": lambda peer: b"",
+}
 NONSENSE: Mapping[str, object] = {
     "to 2^256": 2**256,
     "to -1": "-1",
@@ -242,14 +272,34 @@ def attacks() -> Iterator[Attack]:
         quick=True,
     )
     yield Attack("the same need for ever", "A3", partial(streams, say=repeats), WHOLE, STREAM, limits=LIMITS)
+    for name, to_voucher in TO_VOUCHERS.items():
+        yield Attack(
+            f"a stream's voucher is answered with {name}",
+            "A3",
+            partial(streams, say=partial(steps, step=PRICE), to_voucher=to_voucher),
+            unanswered if name == "nothing" else STOPPED,
+            STREAM,
+            limits=LIMITS,
+            unanswered=name == "nothing",
+            quick=name == "a 402 without a challenge",
+        )
     yield Attack(
-        "refuses the vouchers that it asks for",
-        "A3",
-        partial(streams, say=partial(steps, step=PRICE), takes=False),
-        STOPPED,
-        STREAM,
+        "a stream whose opening is kept back",
+        "A6",
+        partial(streams, say=partial(steps, step=STEP), lands=False),
+        unanswered,
+        Bound("max_price"),
         limits=LIMITS,
-        quick=True,
+        unanswered=True,
+    )
+    yield Attack(
+        "a stream whose opening fails",
+        "A6",
+        partial(streams, say=partial(steps, step=STEP), lands=False),
+        failed,
+        HONEST,
+        limits=LIMITS,
+        alone=True,
     )
     for spent in ("0", "1", str(2**95), str(2**256), "-1"):
         yield Attack(
@@ -260,6 +310,26 @@ def attacks() -> Iterator[Attack]:
             HONEST,
             limits=LIMITS,
         )
+
+
+def unanswered(stage: Stage) -> None:
+    """The server waits for us, we wait for it, or for the chain: the client waits as long as it likes."""
+    got = stage.one("/stream", seconds=3.0)
+    expect(not any(name in got.body for name in HIDDEN), "a payment event reached the client")
+
+
+def failed(stage: Stage) -> None:
+    """Nobody can land it any more: the stream ends; what was promised in its name is worth nothing, and given back."""
+    client = threading.Thread(target=STOPPED, args=(stage,))
+    client.start()
+    until(lambda: stage.peer.offered, "the opening has left")
+    stage.world.run_in(lambda: stage.peer.chain.warp(60))
+    client.join()
+    expect(b"event: error\ndata: " in stage.got[0].body, f"its end was {stage.got[0].shown}")
+    stage.settled()
+    (channel,) = stage.world.of(stage.peer)
+    expect(channel.status is ChannelStatus.FAILED, f"the channel is {channel.status}")
+    expect(stage.world.opens(stage.peer) == 0, "an opening that never landed still counts")
 
 
 def many_streams(stage: Stage) -> None:
@@ -278,8 +348,8 @@ def unanswered_or_stopped(stage: Stage) -> None:
 def foreign(stage: Stage) -> None:
     WHOLE(stage)
     expect(all(one["channelId"] != FOREIGN for one in stage.credentials), "a foreign channel was paid with")
-    told = stage.world.proxy.log.count("asks for a voucher of a channel that is not this stream's")
-    expect(told <= 100, f"one stream made us log {told} lines")
+    told = stage.told(stage.peer.authority)
+    expect(0 < len(told) <= 100, f"one stream made us log {len(told)} lines")
 
 
 ATTACKS = tuple(attacks())

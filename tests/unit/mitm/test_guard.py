@@ -97,6 +97,15 @@ def test_others_failures_stay_as_they_are(written: Written) -> None:
     assert "none" in written.text
 
 
+@pytest.mark.parametrize(("name", "cut"), [("mitmproxy.proxy.server", True), ("a.users.script", False)])
+def test_what_a_server_has_mitmproxy_write_down_has_an_end(written: Written, name: str, cut: bool) -> None:
+    novel = "Unexpected data from server: " + "%s" * 50_000
+    logging.getLogger(name).error(novel)
+    assert (len(written.text) < 1_100) == cut
+    assert written.text.startswith("Unexpected data from server: %s%s")
+    assert (written.text == novel + "\n") != cut
+
+
 def test_a_chain_that_bites_its_tail(written: Written) -> None:
     first, second = ValueError(CANARY), KeyError(CANARY)
     first.__context__, second.__context__ = second, first
