@@ -108,7 +108,7 @@ def test_a_secret_in_a_descriptor_is_for_each_of_them(config: Path) -> None:
 
 def test_what_is_wrong_is_said_once(config: Path, run_bursar: Bursar) -> None:
     listen = ("--listen", "127.0.0.1:0", "--workers", "2")
-    done = run_bursar("run", "-c", str(config), *listen, "--", "-w", "traffic.flows")
+    done = run_bursar("run", "-c", str(config), *listen, "--", "-w", str(config.with_name("traffic.flows")))
     assert done.returncode == 2
     why = "bursar: mitmproxy's option save_stream_file is for one process: leave it, or run without --workers"
     assert done.stderr.splitlines() == [why]
