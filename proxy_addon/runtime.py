@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from proxy_addon.config_tables import Store
 from proxy_addon.core.policy import Origin
 from proxy_addon.egress import Egress
 from proxy_addon.keys import load_signer
+from proxy_addon.methods.tempo_tx import preload
 from proxy_addon.outbound import Outbound
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.tasks import background
@@ -48,6 +50,8 @@ class Runtime:
     def watch(self, tills: Callable[[], Iterable[Till]]) -> None:
         """Bring deposits home in the background, until `close`. `tills` are the channels that are in use here."""
         if self.signer is not None:
+            # Beside the first requests, rather than before them, or within the first opening.
+            threading.Thread(target=preload, name="preload", daemon=True).start()
             watchdog = Watchdog(self.parts, watchdog_rules(self.settings, self.signer), tills)
             self.tasks.append(background(watchdog.run(), "bursar-watchdog"))
 

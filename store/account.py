@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from store.records import Channel, Hold
 
@@ -138,7 +138,8 @@ def hold(
         seq=-1 if channel.holds else seq,
         fingerprint=fingerprint,
     )
-    return _with_hold(replace(channel, seq=seq), held), held
+    holds = {**channel.holds, request_id: held}
+    return replace(channel, seq=seq, holds=holds, held=channel.held + amount), held
 
 
 def grow(channel: Channel, move: Grown) -> Channel:
@@ -160,28 +161,30 @@ def end(channel: Channel, move: Ended) -> Channel:
     """Apply an ending, and then what its receipt says."""
     ended = _find(channel, move.request_id)
     holds = {key: value for key, value in channel.holds.items() if key != move.request_id}
-    channel = replace(channel, holds=holds, held=channel.held - ended.amount)
+    # One new record for all that changes: making one is what an ending costs.
+    changed: dict[str, Any] = {"holds": holds, "held": channel.held - ended.amount}
+    doubt = (0, 0)  # how much, and when it is eligible
     match move.ending:
         case Ending.PAID:
-            channel = replace(channel, paid=channel.paid + ended.amount)
+            changed["paid"] = channel.paid + ended.amount
         case Ending.FREE:
             pass
         case Ending.UNDELIVERED:
-            channel = _doubt(channel, ended.amount, _after(ended, move))
+            doubt = (ended.amount, _after(ended, move))
         case Ending.UNKNOWN:
-            channel = _doubt(channel, ended.amount, ended.expires_at + UNKNOWN_MARGIN_MS)
+            doubt = (ended.amount, ended.expires_at + UNKNOWN_MARGIN_MS)
         case Ending.METERED:
             charged = max(0, min(move.charged, ended.amount))
-            channel = replace(channel, paid=channel.paid + charged)
-            if ended.amount > charged:
-                channel = _doubt(channel, ended.amount - charged, _after(ended, move))
+            changed["paid"] = channel.paid + charged
+            doubt = (ended.amount - charged, _after(ended, move))
         case _:
             assert_never(move.ending)
     if move.accepted:
-        channel = replace(channel, accepted=max(channel.accepted, min(move.accepted, channel.authorised)))
+        changed["accepted"] = max(channel.accepted, min(move.accepted, channel.authorised))
         if move.ending is not Ending.FREE:  # a voucher that was taken for nothing is no sign of health
-            clean_needed = max(0, channel.clean_needed - (move.ending is Ending.PAID))
-            channel = replace(channel, clean_needed=clean_needed, bad_rows=0)
+            changed["clean_needed"] = max(0, channel.clean_needed - (move.ending is Ending.PAID))
+            changed["bad_rows"] = 0
+    channel = _doubt(replace(channel, **changed), *doubt)
     if move.spent is not None:
         channel = _receipt(channel, move.spent, seq=ended.seq, sent_at=ended.sent_at, at=move.at)
     return channel
@@ -361,4 +364,6 @@ def _receipt(channel: Channel, spent: int, *, seq: int, sent_at: int, at: int) -
     change = spent - channel.paid - channel.uncertain
     if change > 0:
         return write_off(channel, change, at)
+    if not change:
+        return channel
     return replace(channel, uncertain=channel.uncertain + change)

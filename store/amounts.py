@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 UINT96_MAX: Final = 2**96 - 1
@@ -64,6 +65,7 @@ def parse_units(value: str, decimals: int, what: str = "amount") -> int:
     return amount
 
 
+@lru_cache(maxsize=256)  # a price is shown with each payment
 def format_units(amount: int, decimals: int) -> str:
     """Exact decimal form of `amount` base units, without trailing zeros (at least two decimals)."""
     sign, digits = ("-", -amount) if amount < 0 else ("", amount)

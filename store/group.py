@@ -50,7 +50,6 @@ def run_group(base: Base, group: Iterable[Piece]) -> GroupRun:
     changes = shared.changes
     if changes:
         changes[marker.COMMITS_KEY] = encode_int(marker.commits(base) + 1)
-    shared.close()
     return GroupRun(outcomes, changes)
 
 

@@ -69,7 +69,7 @@ def merged(current: Channel, incoming: Incoming, eligible_at: int) -> Channel:
     free = current.free if not raised else 0
     if theirs.updated_at > current.updated_at:
         free = min(free, max(0, authorised - theirs.paid - theirs.uncertain))
-    uncertain = max(0, authorised - paid - max(0, min(free, authorised - paid)))
+    uncertain = max(0, authorised - paid - free)
     channel = replace(
         current,
         deposit=deposit,

@@ -111,9 +111,6 @@ def _merged(
             put = next(puts, None)
         if key not in changed:
             yield key, value
-        elif put is not None and put[0] == key:
-            yield put
-            put = next(puts, None)
     while put is not None:
         yield put
         put = next(puts, None)

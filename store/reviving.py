@@ -64,8 +64,9 @@ def revive(txn: Transaction, tombstone: Channel, channel: Channel) -> None:
             of_any_date=True,
         )
     else:
-        back = tombstone.authorised - min(tombstone.captured or 0, tombstone.authorised)
-        token = tombstone.scope.token
+        token, captured = tombstone.scope.token, tombstone.captured
+        # What was never proven gave nothing back.
+        back = 0 if captured is None else max(0, tombstone.authorised - captured)
         charging.take_back(
             txn, (CounterMove(budgets.lifetime(token), back), CounterMove(budgets.refunded(token), -back))
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 from store.charging import CHANNEL, Conflict
@@ -24,10 +25,15 @@ def all_of(txn: Transaction) -> tuple[Channel, ...]:
     return tuple(sorted((decode_channel(value) for _, value in txn.scan(CHANNEL)), key=age))
 
 
-def unfinished(txn: Transaction) -> tuple[Channel, ...]:
-    """Those that are no tombstones, oldest first."""
-    found = (load(txn, key.rpartition(b"/")[2].decode()) for key, _ in txn.scan(_SCOPE))
-    return tuple(sorted(found, key=age))
+def unfinished_ids(txn: Transaction) -> list[str]:
+    """Of those that are no tombstones."""
+    return [key.rpartition(b"/")[2].decode() for key, _ in txn.scan(_SCOPE)]
+
+
+def unfinished(txn: Transaction, ids: Iterable[str]) -> list[Channel]:
+    """Those of them that are no tombstones by now."""
+    found = (load(txn, channel_id) for channel_id in ids)
+    return [channel for channel in found if channel.status not in FINAL]
 
 
 def find(txn: Transaction, channel_id: str) -> Channel | None:

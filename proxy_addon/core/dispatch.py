@@ -26,7 +26,7 @@ def can_reuse(channel: Channel, price: int) -> bool:
     return (
         channel.free >= price
         and not channel.equal_refused
-        and 0 < channel.authorised > channel.settled  # a voucher that is settled is refused
+        and channel.authorised > channel.settled  # there is a voucher, and one that is settled is refused
     )
 
 

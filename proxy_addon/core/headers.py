@@ -209,9 +209,9 @@ def format_accept_payment(ranges: Sequence[PaymentRange]) -> str:
 
 
 def _qvalue(weight: int) -> str:
-    if not 0 <= weight <= 1000:
+    if not 0 <= weight < 1000:  # of 1000 nothing is said
         raise ValueError(f"weight {weight} is not within 0 … 1000")
-    return f"0.{weight:03d}".rstrip("0").rstrip(".") if weight < 1000 else "1"
+    return f"0.{weight:03d}".rstrip("0").rstrip(".")
 
 
 def parse_accept_payment(value: str) -> tuple[PaymentRange, ...]:

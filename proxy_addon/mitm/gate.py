@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from mitmproxy import http
+if TYPE_CHECKING:
+    from mitmproxy import http
 
 Fields = tuple[tuple[str, str], ...]
 

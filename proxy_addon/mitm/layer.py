@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 from mitmproxy.proxy import events
-from mitmproxy.proxy.layer import CommandGenerator, NextLayer
-from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer, RegisterHttpConnection
+from mitmproxy.proxy.layer import CommandGenerator, Layer, NextLayer
+from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer, HttpStream, RegisterHttpConnection
 
 from proxy_addon.mitm import heads
+from proxy_addon.mitm.guard import describe
 from proxy_addon.mitm.paying import Paying
 from proxy_addon.mitm.stream import PayingStream
 from proxy_addon.mitm.uplink import GetFreshConnection
+
+logger = logging.getLogger(__name__)
 
 
 class PayingHttpLayer(HttpLayer):
@@ -19,9 +23,20 @@ class PayingHttpLayer(HttpLayer):
 
     paying: Paying
 
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        handling: CommandGenerator[None] = super()._handle_event(event)
+        return self._started(handling) if isinstance(event, events.Start) else handling
+
+    def _started(self, handling: CommandGenerator[None]) -> CommandGenerator[None]:
+        yield from handling
+        self._bound(self.connections.get(self.context.client))
+
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
-        heads.bound(self.connections.get(self.context.client))
-        stream = PayingStream(self.context.fork(), stream_id, self, self.paying)
+        try:
+            stream: HttpStream = PayingStream(self.context.fork(), stream_id, self, self.paying)
+        except Exception as error:
+            logger.error("A request is not paid for, it goes on without: %s", describe(error))
+            stream = HttpStream(self.context.fork(), stream_id)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
 
@@ -30,8 +45,15 @@ class PayingHttpLayer(HttpLayer):
 
     def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
         found = self.connections.get(command.connection)
-        heads.bound(None if found is None else found.context.layers[-1])
+        self._bound(None if found is None else found.context.layers[-1])
         yield from super().register_connection(command)
+
+    @staticmethod
+    def _bound(connection: Layer | None) -> None:
+        try:
+            heads.bound(connection)
+        except Exception as error:  # here nobody would ever answer the client
+            logger.error("A connection's headers have no limit: %s", describe(error))
 
 
 def swap(nextlayer: NextLayer, paying: Paying) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from mitmproxy.connection import Client
 
 from proxy_addon.mitm.gate import Gate
+from proxy_addon.mitm.guard import describe
 from proxy_addon.mitm.uplink import Backlog
 from proxy_addon.mitm.websocket import Sockets
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,21 @@ class Paying:
     def client_gone(self, client: Client) -> None:
         """Nothing will ever come for this client's streams any more."""
         for stream in tuple(self._live.get(client.id, ())):
-            stream.client_gone()
+            _each(stream.client_gone)
 
     def close(self) -> None:
         """The proxy ends: from here on no credential leaves, and whatever still ran has ended."""
         for streams in tuple(self._live.values()):
             for stream in tuple(streams):
-                stream.shut()
+                _each(stream.shut)
 
     def __len__(self) -> int:
         return sum(map(len, self._live.values()))
+
+
+def _each(end: Callable[[], None]) -> None:
+    """One that cannot be ended in order keeps no other from it."""
+    try:
+        end()
+    except Exception as error:
+        logger.error("A request could not be ended in order: %s", describe(error))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mitmproxy import http, options
 from mitmproxy.connection import Client
 
@@ -16,6 +18,7 @@ def is_loopback(client: Client) -> bool:
     return bool(client.peername) and on_loopback(str(client.peername[0]))
 
 
+@lru_cache(maxsize=1024)  # asked for each request
 def on_loopback(host: str) -> bool:
     """Is this a loopback address, and no name that may lead to one?"""
     address = address_of(host)

@@ -15,6 +15,7 @@ from proxy_addon.mitm.guard import describe
 from proxy_addon.mitm.hooks import AnsweredErrand, PrepareErrand
 from proxy_addon.mitm.layer import swap
 from proxy_addon.mitm.paying import Limits, Paying
+from proxy_addon.mitm.quick import quicken
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Replay:
     """An addon. A gate that fails or takes too long has said no: nothing is added, the upstream's answer passes."""
 
     def __init__(self, gate: Gate, addons: AddonManager, limits: Limits | None = None) -> None:
+        quicken(addons)
         self._addons = addons
         self.paying = Paying(gate, SocketBacklog(addons), limits or Limits())
 

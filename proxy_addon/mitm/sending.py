@@ -79,6 +79,20 @@ class SendingStream(HttpStream):
     def _consider(self, event: RequestHeaders) -> None:
         if self.flow.error or self.flow.response or not self.flow.live:
             return
+        try:
+            self._watch(event)
+        except Exception as error:
+            logger.error("A request is not paid for, it goes on without: %s", describe(error))
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        """Before anything of it has left: from here on it is mitmproxy's alone."""
+        self._uplink, self._withhold, self._spools = None, False, False
+        self.__dict__.pop("handle_event", None)
+        self._case.failed = True
+        self.finish(Outcome.NOT_SENT)
+
+    def _watch(self, event: RequestHeaders) -> None:
         self._case.open(self.flow)
         ticket = self._case.ticket
         if ticket is None:
@@ -102,12 +116,11 @@ class SendingStream(HttpStream):
             self._spools = request.stream is True and not stores
         if self._spools:  # what has come in during the hooks is the body's beginning
             queued = tuple(self._paused_event_queue)
-            self._paused_event_queue.clear()
             for waiting in queued:
                 if isinstance(waiting, RequestData):
                     upload.append(waiting.data)
-                else:
-                    self._paused_event_queue.append(waiting)
+            self._paused_event_queue.clear()
+            self._paused_event_queue.extend(one for one in queued if not isinstance(one, RequestData))
 
     def make_server_connection(self) -> CommandGenerator[bool]:
         uplink = self._uplink
@@ -215,12 +228,12 @@ class SendingStream(HttpStream):
         """An exception in a layer would leave the client hanging for ever: end the stream instead."""
         try:
             yield from generator
+            if not self._case.ended and self._over():
+                yield from self._release()
+                self.finish()
         except Exception as error:
-            logger.error("Serving a watched request failed: %s", describe(error))
+            _tell(error)
             yield from self._break_off()
-        if not self._case.ended and self._over():
-            yield from self._release()
-            self.finish()
 
     def _over(self) -> bool:
         return not self.flow.live or self.state_errored in (self.client_state, self.server_state)
@@ -266,10 +279,24 @@ class SendingStream(HttpStream):
             uplink.upload.close()
 
     def _break_off(self) -> CommandGenerator[None]:
-        yield from self._release()
-        self.flow.error = flow.Error("The proxy failed to serve this request.")
-        yield HttpErrorHook(self.flow)
-        yield SendHttp(compat.proxy_failed(self.stream_id, self.flow.error.msg), self.context.client)
-        self.flow.live = False
-        self.client_state = self.server_state = self.state_errored
-        yield DropStream(self.stream_id)
+        """The client is told, and the gate, whatever else fails."""
+        try:
+            yield from self._release()
+        except Exception as error:
+            _tell(error)
+        if self.flow.live:
+            self.flow.error = flow.Error("The proxy failed to serve this request.")
+            yield HttpErrorHook(self.flow)
+            yield SendHttp(compat.proxy_failed(self.stream_id, self.flow.error.msg), self.context.client)
+            self.flow.live = False
+            self.client_state = self.server_state = self.state_errored
+            yield DropStream(self.stream_id)
+        try:
+            self.finish()
+        except Exception as error:
+            _tell(error)
+            self._case.end(Outcome.LOST)  # the worst that it can be: it stays counted as spent
+
+
+def _tell(error: Exception) -> None:
+    logger.error("Serving a watched request failed: %s", describe(error))

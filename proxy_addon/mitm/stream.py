@@ -47,6 +47,7 @@ from proxy_addon.mitm.uplink import Uplink
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16  # of one request; the gate stops much earlier
+_MOST_TOLD = 300  # characters of why an answer is none: for a log line and an error page
 GLANCE_SECONDS = 0.1  # nearly every answer is complete by then: no long timer for those
 
 _ANSWER = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
@@ -88,7 +89,11 @@ class PayingStream(SendingStream):
         if self._paused:
             if self._phase is Phase.DECIDING and isinstance(event, _ANSWER):
                 assert self._answer is not None
-                self._answer.take(event, self._paying.limits.answer_flood)
+                try:
+                    self._answer.take(event, self._paying.limits.answer_flood)
+                except Exception as error:
+                    logger.error("An answer cannot be kept: %s", describe(error))
+                    self._answer.flooded = True
                 return
             if self._spools and isinstance(event, RequestData):
                 try:
@@ -102,6 +107,8 @@ class PayingStream(SendingStream):
 
     def _watched(self, uplink: Uplink, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, _ANSWER):
+            if isinstance(event, ResponseProtocolError):
+                event.message = event.message[:_MOST_TOLD]  # it may hold all that a server sent
             if self._phase is Phase.PASSING:
                 yield from self._passing(event)
             else:

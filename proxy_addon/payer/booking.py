@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
-
-from mitmproxy import http
+from typing import TYPE_CHECKING, Final
 
 from proxy_addon.audit import Audit
 from proxy_addon.core.errors import RemoteProtocolError
@@ -19,6 +17,9 @@ from store.account import Ending
 from store.amounts import Token
 from store.contract import StoreError
 from store.lifecycle import ChannelStatus
+
+if TYPE_CHECKING:
+    from mitmproxy import http
 
 log: Final = logging.getLogger("bursar")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -50,9 +50,18 @@ class Opening:
 class Desk:
     """All tills of one scope in this process."""
 
-    def __init__(self, parts: Parts, scope: PaymentScope, method: Method) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        scope: PaymentScope,
+        method: Method,
+        *,
+        in_use: Callable[[Desk], None] = lambda desk: None,
+    ) -> None:
+        """`in_use` is called whenever it gets a till: whoever keeps desks must keep it while it has one."""
         self.scope = scope
         self.tills: list[Till] = []
+        self._in_use = in_use
         self._parts = parts
         self._method = method
         self._finding = asyncio.Lock()
@@ -69,6 +78,15 @@ class Desk:
     @property
     def opening(self) -> Opening | None:
         return self._opening
+
+    @property
+    def at_rest(self) -> bool:
+        """It has nothing, and nothing is under way that would give it something."""
+        return not (self.tills or self._opening or self._topping or self._finding.locked())
+
+    def _add(self, till: Till) -> None:
+        self._in_use(self)
+        self.tills.append(till)
 
     async def take(self, want: Want, terms: Terms, challenge: Challenge, resource: str) -> Grant:
         """A grant on some channel of the scope. Raises `LocalRefusal`; then nothing was signed for `want`.
@@ -170,7 +188,7 @@ class Desk:
                 raise LocalRefusal("store", str(error)) from None
             if want.metered:
                 till.exclusive = want.facts.request_id
-            self.tills.append(till)
+            self._add(till)
             self._opening = Opening(till)
             try:
                 return till.opening_grant(want)
@@ -198,7 +216,7 @@ class Desk:
                 continue
             till = self._parts.till(claimed)
             if claimed.status in PENDING_OPEN:
-                self.tills.append(till)
+                self._add(till)
                 self._opening = Opening(till)
                 self.opening_ended(till, sent=True, told=False)
                 return True
@@ -206,7 +224,7 @@ class Desk:
                 # Somebody is closing it, or it is used up: leave it to them, and to the close.
                 await till.release()
                 continue
-            self.tills.append(till)
+            self._add(till)
             if claimed.pending is not None:  # a top-up that another process began
                 self._run_top_up(till, topping.settle(self._parts, till)).add_done_callback(self._note_top_up)
             return True

@@ -29,6 +29,7 @@ from proxy_addon.methods import registry
 from proxy_addon.mitm.gate import NOTHING, Again, BodyFilter, Deliver, Fields, Outcome, Outgoing, Ticket
 from proxy_addon.outbound import Answer
 from proxy_addon.payer import booking, snapshots
+from proxy_addon.payer.fields import names_of, scan, text, without
 from proxy_addon.payer.guard import Guard
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
@@ -52,6 +53,7 @@ from store.lifecycle import PENDING_OPEN
 
 log: Final = logging.getLogger("bursar")
 
+_OURS: Final = frozenset(name.lower().encode() for name in PAYMENT_RESPONSE_FIELDS)
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -97,15 +99,18 @@ class PaymentGate:
         if request.scheme not in ("http", "https"):
             return None
         origin = origin_of(request)
-        if self._policy.rule_for(origin) is None or pays_itself(request) or self.sockets.pays_for(flow):
+        if self._policy.rule_for(origin) is None:
+            return None
+        names = names_of(request.headers)
+        if pays_itself(request, names) or (b"upgrade" in names and self.sockets.pays_for(flow)):
             return None
         ticket = PayTicket(
             facts=facts_of(flow, origin, self._user_of(flow)),
             origin=origin,
             url=f"{origin}{request.path}",
             repeatable_method=request.method in SAFE_METHODS,
-            own_authorization="authorization" in request.headers,
-            own_idempotency_key=request.headers.get("idempotency-key"),
+            own_authorization=b"authorization" in names,
+            own_idempotency_key=request.headers["idempotency-key"] if b"idempotency-key" in names else None,
             refused=self._why_not(flow),
         )
         ticket.watches_body = self.repeats.awaits_body(ticket)
@@ -200,27 +205,28 @@ class PaymentGate:
     def received(self, ticket: Ticket, response: http.Response) -> BodyFilter | None:
         assert isinstance(ticket, PayTicket)
         ticket.status = response.status_code
-        self._date(ticket, response)
+        found = scan(response.headers)
+        self._date(ticket, text(found.get(b"date")))
         attempt = ticket.attempt
         if attempt is None or attempt.ended:
             return None
         try:
-            attempt.receipt = booking.read_receipt(attempt, response.headers)
+            if b"payment-receipt" in found:
+                attempt.receipt = booking.read_receipt(attempt, response.headers)
         finally:
-            for name in PAYMENT_RESPONSE_FIELDS:
-                response.headers.pop(name, None)
+            if not _OURS.isdisjoint(found):
+                without(response.headers, _OURS)
         if attempt.opening:
             attempt.offer.desk.opening_ended(attempt.grant.till, sent=True, told=attempt.receipt is not None)
         if attempt.receipt is not None:
             attempt.grant.till.answer_came(ticket.facts.request_id)
-        streams = response.status_code == 200 and is_event_stream(response.headers.get("content-type", ""))
+        streams = response.status_code == 200 and is_event_stream(text(found.get(b"content-type")) or "")
         if attempt.receipt is not None or streams:
             self._offers.taken(ticket.route, attempt.offer, streams=streams)
         return self._stream(ticket, attempt) if streams else None
 
-    def _date(self, ticket: PayTicket, response: http.Response) -> None:
-        now, date = self._parts.now(), response.headers.get("date")
-        ticket.dated = self._parts.clocks.heard(ticket.origin, date, now)
+    def _date(self, ticket: PayTicket, date: str | None) -> None:
+        ticket.dated = self._parts.clocks.heard(ticket.origin, date, self._parts.now())
 
     def _stream(self, ticket: PayTicket, attempt: Attempt) -> BodyFilter:
         caps, till = attempt.want.caps, attempt.grant.till
@@ -260,7 +266,7 @@ class PaymentGate:
     async def answered(self, ticket: Ticket, response: http.Response, body: bytes | None) -> Again | Deliver:
         assert isinstance(ticket, PayTicket)
         ticket.status = response.status_code
-        self._date(ticket, response)
+        self._date(ticket, response.headers.get("date"))
         try:
             outgoing = await self._answered(ticket, response, body)
         except ChallengeExpired as error:
@@ -388,13 +394,19 @@ class PaymentGate:
 
     def _credential(self, ticket: PayTicket, attempt: Attempt) -> Outgoing:
         offer, grant = attempt.offer, attempt.grant
-        build = offer.method.open_payload if attempt.opening else offer.method.voucher_payload
-        scope = grant.channel.scope
-        value = build_credential(
-            offer.challenge,
-            build(grant.channel, grant.amount, grant.signature),
-            f"did:pkh:{scope.chain}:{scope.payer}",
-        )
+        # Requests that share a voucher and a challenge send the same bytes.
+        key = (grant.channel.channel_id, grant.signature)
+        if attempt.opening or offer.credential is None or offer.credential[0] != key:
+            build = offer.method.open_payload if attempt.opening else offer.method.voucher_payload
+            scope = grant.channel.scope
+            value = build_credential(
+                offer.challenge,
+                build(grant.channel, grant.amount, grant.signature),
+                f"did:pkh:{scope.chain}:{scope.payer}",
+            )
+            offer.credential = None if attempt.opening else (key, value)
+        else:
+            value = offer.credential[1]
         adds: Fields = ()
         if not ticket.repeatable_method and ticket.own_idempotency_key is None:
             first = ticket.repeats.first if ticket.repeats is not None else ticket.facts.request_id
@@ -425,9 +437,11 @@ class PaymentGate:
 
     async def release_idle(self, idle_ms: int) -> None:
         """Give back channels that were not used for `idle_ms`, so that other processes can have them."""
+        self.repeats.look()
         before = self._parts.ticks() - idle_ms
         for desk in self._offers.desks:
             await desk.release_idle(before)
+        self._offers.rest()
         await self.guard.tidy(before)
 
     async def close(self) -> None:

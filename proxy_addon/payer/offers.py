@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError, UnsupportedChallenge
 from proxy_addon.core.headers import digest_matches
@@ -84,8 +85,11 @@ class Offers:
     def __init__(self, parts: Parts, policy: SpendPolicy) -> None:
         self._parts = parts
         self._policy = policy
-        self._desks: dict[str, Desk] = {}
-        self._by_origin: dict[Origin, Desk] = {}
+        self._desks: dict[str, Desk] = {}  # those that have a channel, or are about to
+        self._resting: WeakValueDictionary[str, Desk] = (
+            WeakValueDictionary()
+        )  # as long as an offer is for one
+        self._by_origin: WeakValueDictionary[Origin, Desk] = WeakValueDictionary()
         self._kept: OrderedDict[Route, Offer] = OrderedDict()
         self._refused_reuse: OrderedDict[Route, int] = OrderedDict()
         self._streams: dict[Route, bool] = {}  # did an answer of this route ever stream?
@@ -94,6 +98,15 @@ class Offers:
     @property
     def desks(self) -> tuple[Desk, ...]:
         return tuple(self._desks.values())
+
+    def rest(self) -> None:
+        """Keep those that have nothing only while somebody may come to them: of one scope there is one at a time."""
+        for key, desk in tuple(self._desks.items()):
+            if desk.at_rest:
+                self._resting[key] = self._desks.pop(key)
+
+    def _keep(self, desk: Desk) -> None:
+        self._desks[desk.scope.key] = desk
 
     # -- judging
 
@@ -148,9 +161,10 @@ class Offers:
             voucher_signer=signer.voucher_signer if signer is not None else _NOBODY,
             origin=str(origin),
         )
-        desk = self._desks.get(scope.key)
+        desk = self._desks.get(scope.key) or self._resting.get(scope.key)
         if desk is None:
-            desk = self._desks[scope.key] = Desk(self._parts, scope, method)
+            desk = Desk(self._parts, scope, method, in_use=self._keep)
+            self._resting[scope.key] = desk
         return desk
 
     # -- remembering

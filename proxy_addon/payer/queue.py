@@ -87,6 +87,7 @@ class Queue:
             for want, _ in group:
                 self._till.check_shared(want)
             await self._raise_for([want for want, _ in group])
+            await self._give_way([want for want, _ in group])
         except (LimitExceeded, NoRoom) as error:
             if len(group) > 1:
                 middle = len(group) // 2
@@ -130,6 +131,14 @@ class Queue:
                 want.unclaim()
                 log.exception("bursar: a payment failed inside")
                 future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
+
+    async def _give_way(self, wants: Sequence[Want]) -> None:
+        """What is raised is durable; it leaves when it overtakes nothing, unless the channel is of no use by then."""
+        till = self._till
+        await till.unanswered.give_way(till.channel.authorised)
+        till.check_usable()
+        for want in wants:
+            till.check_shared(want)
 
     async def _raise_for(self, wants: Sequence[Want]) -> None:
         """Make what `wants` need durable, and charge each request's own limit with its share of it.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
-
-from mitmproxy import http
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy_addon.core.errors import BursarError, LocalRefusal
 from proxy_addon.core.headers import parse_retry_after
@@ -17,6 +15,9 @@ from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.ticket import Attempt, Offer, PayTicket
 from store import account
 from store.account import Ending
+
+if TYPE_CHECKING:
+    from mitmproxy import http
 
 _ASIDE: Final = frozenset({Way.DEPOSIT, Way.GONE, Way.DISTRUST})
 

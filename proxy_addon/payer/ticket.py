@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from mitmproxy import http
+from typing import TYPE_CHECKING, Final
 
 from proxy_addon.audit import RequestFacts
 from proxy_addon.core.errors import LocalRefusal
@@ -17,15 +16,22 @@ from proxy_addon.core.repair import Tries
 from proxy_addon.core.terms import Terms
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer.desk import Desk
+from proxy_addon.payer.fields import names_of
 from proxy_addon.payer.retries import Unknown
 from proxy_addon.payer.till import Grant
 from proxy_addon.payer.wants import Want
 from store.account import Ending
 
 if TYPE_CHECKING:
+    from mitmproxy import http
+
     from proxy_addon.payer.streams import MeteredStream
 
 Route = tuple[Origin, str, str]  # origin, method, path without query
+
+_PAYS_ITSELF: Final = frozenset(name.lower().encode() for name in PAYMENT_REQUEST_FIELDS) - {
+    b"accept-payment"
+}
 
 EXPIRY_SKEW_MS = 5_000
 """A challenge is not used in its last seconds: the server's clock may be ahead of ours."""
@@ -57,6 +63,9 @@ class Offer:
     resource: str  # URL without query
     used: int = 0
     refused: bool = False  # after it had been taken
+    credential: tuple[tuple[str, bytes], str] | None = field(
+        default=None, repr=False
+    )  # the last one, and of what
 
     def live(self, now: int) -> bool:
         return live(self.expires_at, now)
@@ -139,10 +148,10 @@ def facts_of(flow: http.HTTPFlow, origin: Origin, user: str | None = None) -> Re
     )
 
 
-def pays_itself(request: http.Request) -> bool:
-    """Does the client speak the Payment scheme (or x402)? Then its payments are its own."""
-    headers = request.headers
-    authorization = headers.get("authorization")
-    return any(name in headers for name in PAYMENT_REQUEST_FIELDS if name != "Accept-Payment") or (
-        authorization is not None and is_payment_credential(authorization)
-    )
+def pays_itself(request: http.Request, names: AbstractSet[bytes] | None = None) -> bool:
+    """Does the client speak the Payment scheme (or x402)? Then its payments are its own. `names`: of its fields."""
+    if names is None:
+        names = names_of(request.headers)
+    if not names.isdisjoint(_PAYS_ITSELF):
+        return True
+    return b"authorization" in names and is_payment_credential(request.headers["authorization"])

@@ -21,6 +21,7 @@ from proxy_addon.payer import raising
 from proxy_addon.payer.calendar import Calendar
 from proxy_addon.payer.clients import ClientDays
 from proxy_addon.payer.lines import voucher_fields, write_ending, write_written_off
+from proxy_addon.payer.overtaking import Unanswered
 from proxy_addon.payer.queue import Queue
 from proxy_addon.payer.tasks import background
 from proxy_addon.payer.wants import ChannelUnusable, Want, deposit_used_up
@@ -71,6 +72,7 @@ class Till:
         self.ticks = ticks
         self.calendar = calendar
         self.clients = clients
+        self.unanswered = Unanswered(ticks)
         self._queue = Queue(self)
         self._write = asyncio.Lock()  # one commit of this record at a time
         self._durable = channel.authorised  # nothing above this is ever signed
@@ -151,12 +153,20 @@ class Till:
         return self.grant(want)
 
     def resend(self, grant: Grant, want: Want) -> Grant:
-        """Repairs a and b: the same hold with the current voucher. No new money. Raises `LocalRefusal`."""
+        """Repairs a and b: the same hold with the current voucher. No new money. Raises `LocalRefusal`.
+
+        Not with a higher one than is under way already, if that is enough: it would overtake in its turn.
+        """
         if self.fenced:
             raise ChannelUnusable("fenced", f"channel {self.channel.channel_id} went to another process")
         self._check_running()
+        voucher = self._signed[0] if self._signed is not None else 0
+        if voucher > grant.amount:
+            self.unanswered.overtaken(grant.hold.request_id)
+        else:
+            voucher = self.channel.authorised
         self.channel, hold = account.restamp(
-            self.channel, grant.hold.request_id, voucher=self.channel.authorised, expires_at=want.expires_at
+            self.channel, grant.hold.request_id, voucher=voucher, expires_at=want.expires_at
         )
         return self._attach(hold, want)
 
@@ -166,6 +176,7 @@ class Till:
 
     def answer_came(self, request_id: str) -> None:
         """The server took this request's voucher; its body may go on for long."""
+        self.unanswered.answered(request_id)
         self._queue.answered(request_id)
 
     def heed(self, min_delta: int) -> None:
@@ -278,6 +289,7 @@ class Till:
             self._audit.move("sent", fields, channel_id=self.channel.channel_id, move=Sent(hold))
         except StoreError as error:
             raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
+        self.unanswered.left(hold.request_id, amount)
         return Grant(self, self.channel, hold, amount, signature)
 
     def _sign(self, amount: int) -> bytes:
@@ -318,6 +330,7 @@ class Till:
         says nothing, whatever ours says. `unanswered`: the fingerprint by which its client's own retry is known.
         """
         want.let_go(charged=ending is not Ending.FREE)
+        self.unanswered.answered(hold.request_id)
         if hold.request_id not in self.channel.holds:
             return
         now = self._now()
