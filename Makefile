@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 # One more than cores: many tests wait for processes of their own.
 WORKERS ?= 3
 
-.PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage clean crash node bench
+.PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage mutation clean crash node bench
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
