@@ -20,6 +20,7 @@ from mitmproxy.proxy import layer
 
 from proxy_addon import config
 from proxy_addon.core.errors import BursarError
+from proxy_addon.core.headers import is_event_stream
 from proxy_addon.mitm import compat, door, peers
 from proxy_addon.mitm.dialing import Dialing
 from proxy_addon.mitm.draining import Draining
@@ -161,10 +162,16 @@ class BursarAddon:
             self._sockets.dropped(flow)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        if self._sockets is not None and flow.response is not None and flow.response.status_code != 101:
+        response = flow.response
+        if response is None:
+            return
+        if self._sockets is not None and response.status_code != 101:
             self._sockets.dropped(flow)
-        if self._gate is not None and flow.response is not None and flow.response.status_code == 402:
-            self._gate.stranger(flow)
+        if response.status_code == 402:
+            if self._gate is not None:
+                self._gate.stranger(flow)
+        elif not response.stream and is_event_stream(response.headers.get("content-type", "")):
+            response.stream = True  # of any host: mitmproxy would keep the events back until the last one
 
     def client_disconnected(self, client: Client) -> None:
         if self._replay is not None:

@@ -26,6 +26,9 @@ from proxy_addon.cli.home import home_of
 from proxy_addon.mitm import dispatch, door
 from proxy_addon.mitm.intake import Intake
 
+LARGE_BODY: Final = "1m"
+"""From this size on a body is passed on as it comes, as mitmproxy writes sizes; smaller ones in one piece."""
+
 _OPEN_DOOR: Final = (
     "at %s, other machines could spend from this wallet: nobody is asked for a password. Name a file of users and"
     " passwords in [proxy].auth_file, or listen on 127.0.0.1"
@@ -72,6 +75,13 @@ class Ready:
         asyncio.get_running_loop().remove_reader(self._lifeline)
         master: Any = ctx.master
         master.shutdown()
+
+
+def _let_large_bodies_pass(chosen: options.Options) -> None:
+    """Through hosts that no rule names, too. Who has mitmproxy keep flows, or work on bodies, gets them whole."""
+    keeps = chosen.save_stream_file or chosen.modify_body or chosen.scripts or getattr(chosen, "hardump", "")
+    if not keeps and chosen.stream_large_bodies is None:
+        chosen.update(stream_large_bodies=LARGE_BODY)
 
 
 def _look_less_often() -> None:
@@ -121,6 +131,7 @@ def serve(
                 if why := intake.why_not(self.options):
                     raise Failure(why, ExitCode.USAGE)
                 intake.gone = self._deserted
+            _let_large_bodies_pass(self.options)
             if doors := door.open_doors(door.to_listen(self.options), self.options):
                 raise Failure(_OPEN_DOOR % doors, ExitCode.CONFIG)
             await super().run()

@@ -121,13 +121,19 @@ def _add_ending(sums: Sums, entry: Entry, amount: int) -> None:
         token.paid += amount
         token.paid_requests += 1
         sums.paid_by_channel[entry.text("channel")] += amount
+        if rest := entry.units("uncertain"):  # of a metered stream, what its events do not account for
+            _doubt(sums, entry, rest)
     elif outcome in UNCERTAIN:
-        token = sums.token(entry)
-        token.uncertain += amount
-        token.uncertain_requests += 1
-        doubt = sums.doubts.setdefault(entry.text("channel"), Doubt(token.token))
-        doubt.amount += amount
-        doubt.requests += 1
+        _doubt(sums, entry, amount)
+
+
+def _doubt(sums: Sums, entry: Entry, amount: int) -> None:
+    token = sums.token(entry)
+    token.uncertain += amount
+    token.uncertain_requests += 1
+    doubt = sums.doubts.setdefault(entry.text("channel"), Doubt(token.token))
+    doubt.amount += amount
+    doubt.requests += 1
 
 
 def _add_closing(sums: Sums, entry: Entry) -> None:

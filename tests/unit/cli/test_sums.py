@@ -54,6 +54,18 @@ def test_every_request_is_counted_once(requests: list[tuple[int, str | None]]) -
     assert (token.unfinished, token.unfinished_requests) == total(None)
 
 
+@pytest.mark.parametrize(("left", "requests"), [(None, 1), (7, 1), (3, 1), (0, 0)])
+def test_what_a_streams_events_do_not_account_for_is_uncertain(left: int | None, requests: int) -> None:
+    """Six were paid for and came; of seven more nobody knows, until a receipt says how much is `left`."""
+    facts = {"channel": ONE, "token": "0xt", "symbol": "T"}
+    ended = {"kind": "ended", "outcome": "paid", "request": "1", "amount": "6", "uncertain": "7"}
+    later = {"kind": "ended", "outcome": "paid", "request": "2", "amount": "1", "uncertain_now": str(left)}
+    sums = add_up([entry(1, **facts, **ended), *([] if left is None else [entry(2, **facts, **later)])])
+    token = sums.tokens["0xt"]
+    assert token.paid == 6 + (left is not None)
+    assert (token.uncertain, token.uncertain_requests) == (7 if left is None else left, requests)
+
+
 def test_tokens_are_never_added_to_one_another() -> None:
     lines = [
         entry(1, kind="ended", outcome="paid", token="0xa", symbol="A", amount="5", channel=ONE, request="1"),
