@@ -151,7 +151,13 @@ PERMITS: list[tuple[str, list[tuple[str, str]], list[tuple[str, str]]]] = [
     (
         "*.corp.example",
         [("a.corp.example", "10.0.0.1"), ("a.b.corp.example", "::1")],
-        [("corp.example", "::1"), ("xcorp.example", "::1")],
+        [
+            ("corp.example", "::1"),
+            ("xcorp.example", "::1"),
+            ("another-corp.example", "::1"),
+            (".corp.example", "::1"),
+            ("a.long.name.of.somebody.else.example", "::1"),
+        ],
     ),
 ]
 
@@ -195,6 +201,11 @@ def test_how_an_entry_is_read(entry: str, port: int | None, network: str | None,
         ("0x7f000001", "expected an address"),
         ("127.0.0.256", "expected an address"),
         ("[x.test]:1", "expected an address"),
+        ("[::1", "expected an address"),
+        ("::1]", "expected an address"),
+        ("[10.0.0.0/8", "expected an address"),
+        ("[10.0.0.0/80", "expected an address"),
+        ("x10.0.0.0/8]", "expected an address"),
         ("::1:", "expected an address"),
         ("x.test:", "expected an address"),
         ("x.test:0", "port 0 does not exist; expected 1 to 65535"),
@@ -246,3 +257,8 @@ def test_no_ports(value: object) -> None:
 )
 def test_a_host_as_rules_compare_it(host: str, plain: str) -> None:
     assert plain_host(host) == plain
+
+
+@pytest.mark.parametrize("port", [1, 443, 65535])
+def test_every_port_that_there_is(port: int) -> None:
+    assert parse_permit(f"10.0.0.1:{port}").port == port

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy_addon.core.dispatch import AHEAD_PER_REQUEST, Demand, can_reuse, raise_sizes, share
+from proxy_addon.core.dispatch import AHEAD_PER_REQUEST, Demand, can_reuse, needed, raise_sizes, share
 from store.records import Channel
 from tests.unit.methods.samples import channel
 
@@ -195,3 +195,38 @@ def test_who_may_use_what_is_out_needs_no_raise(one: Channel, price: int) -> Non
     assert not can_reuse(replace(one, paid=one.paid + one.free - price + 1), price)
     assert not can_reuse(replace(one, settled=one.authorised), price)
     assert not can_reuse(replace(one, equal_refused=True), price)
+
+
+class TestNeeded:
+    """What one demand alone raises: the deposit must have room for it."""
+
+    @pytest.mark.parametrize(
+        ("free", "demand", "fields", "expected"),
+        [
+            (0, Demand(P), {}, P),
+            (4, Demand(P), {}, 6),
+            (P, Demand(P), {}, 0),
+            (P + 1, Demand(P), {}, 0),
+            (P - 1, Demand(P), {}, 1),
+            (P - 1, Demand(P), {"min_delta": 50}, 50),  # the server takes no smaller step
+            (0, Demand(P), {"min_delta": 3}, P),
+            (P, Demand(P, bump=True), {}, 1),  # repair c: one step, whatever is free
+            (P, Demand(P, bump=True), {"min_delta": 7}, 7),
+            (P, Demand(P, write_off=True), {}, P),  # repair d: what seems free is not
+            (P, Demand(P), {"equal_refused": True, "min_delta": 7}, 7),
+            (P, Demand(P), {"settled": 100, "min_delta": 7}, 7),
+            (P, Demand(P), {"settled": 99, "min_delta": 7}, 0),
+        ],
+    )
+    def test_what_it_raises(self, free: int, demand: Demand, fields: dict[str, Any], expected: int) -> None:
+        assert needed(with_free(free, **fields), demand) == expected
+
+    @given(st.integers(0, 100), st.integers(0, 50), st.integers(1, 40), st.booleans())
+    def test_it_is_what_a_raise_for_it_alone_would_be(
+        self, free: int, price: int, min_delta: int, bump: bool
+    ) -> None:
+        demand = Demand(price, bump=bump)
+        assert (
+            needed(with_free(free, min_delta=min_delta), demand)
+            == sizes(free, demand, min_delta=min_delta)[-1]
+        )

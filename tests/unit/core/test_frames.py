@@ -136,3 +136,54 @@ def test_nesting_that_could_end_the_process_is_the_applications_business() -> No
         assert frames.read('{"mpp": ' + "[" * 100_000) is None
     finally:
         sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize("status", [99, 100, 101, 402, 598, 599, 600, -1, True, None, 402.0])
+def test_a_status_is_one_of_http(status: object) -> None:
+    known = type(status) is int and status in (100, 101, 402, 598, 599)
+    assert frames.read(frame("payment-error", status=status, message="no")) == frames.Failed(
+        status if known and isinstance(status, int) else 0, "no"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"mpp":"payment-receipt","data":', "payment-receipt"),
+        (' { "mpp" : "payment-need-voucher" , nothing', "payment-need-voucher"),
+        ('{"mpp":"authorization"', "authorization"),
+        ('{"mpp":"payment-receipt","data":' + "[" * 5_000, "payment-receipt"),
+        (frame("payment-" + "x" * 100, data=1), "payment-" + "x" * 32),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_claims_to_be_of_the_payment_is_reported_by_its_name(text: str, name: str) -> None:
+    found = frames.read(text)
+    assert isinstance(found, frames.Unreadable)
+    assert found.name == name
+    assert 0 < len(found.reason) <= 200
+
+
+def test_the_codes_and_limits_are_those_of_websockets() -> None:
+    """RFC 6455 sections 5.5 and 7.4.1: a control frame carries 125 bytes, two of them the code."""
+    assert (frames.NORMAL, frames.POLICY) == (1000, 1008)
+    assert len(frames.close(frames.NORMAL, "x" * 500).reason) == 123
+
+
+@pytest.mark.parametrize(("length", "shown"), [(199, 199), (200, 200), (201, 200), (5_000, 200)])
+def test_how_much_of_a_servers_words_is_logged(length: int, shown: int) -> None:
+    assert frames.printable("x" * length) == "x" * shown
+    assert frames.printable("a\x1b[2Jb") == "a\N{REPLACEMENT CHARACTER}[2Jb"
+
+
+@pytest.mark.parametrize(("digits", "readable"), [(79, True), (80, True), (81, False), (5_000, False)])
+def test_a_number_without_end_is_no_receipts(digits: int, readable: bool) -> None:
+    """One that is merely large is no count of units; the receipt holds all the same."""
+    found = frames.read(
+        frame("payment-receipt", data=RECEIPT).replace('"units": 2', '"units": ' + "9" * digits)
+    )
+    if readable:
+        assert isinstance(found, Receipt)
+        assert (found.units, found.spent) == (None, 200)
+        return
+    assert isinstance(found, frames.Unreadable)

@@ -396,3 +396,40 @@ def test_digest(value: str) -> None:
 def test_digest_refuses(value: str) -> None:
     with pytest.raises(RemoteProtocolError, match="digest"):
         digest_matches(value, hashlib.sha256(BODY).digest())
+
+
+def test_a_field_that_is_too_long_hides_none_after_it() -> None:
+    found = parse_www_authenticate(["Payment id=" + "x" * FIELD_LIMIT, "Payment id=\x00", "Payment id=after"])
+    assert [challenge.params.get("id") for challenge in found] == [None, None, "after"]
+    assert [bool(challenge.problem) for challenge in found] == [True, True, False]
+
+
+@pytest.mark.parametrize("code", [0x7E, 0x80, 0xFF, 0x100, 0xFFFF])
+def test_all_that_is_not_ascii_is_escaped(code: int) -> None:
+    value = format_challenge({"d": "é" + chr(code)})
+    assert value.isascii()
+    assert read(value) == [("payment", {"d": "é" + chr(code)})]
+
+
+def test_accept_payment_of_any_length_that_is_allowed() -> None:
+    one = "tempo/session"
+    longest = one + " " * (FIELD_LIMIT - len(one))
+    assert parse_accept_payment(longest) == (PaymentRange("tempo", "session"),)
+    with pytest.raises(RemoteProtocolError, match="Accept-Payment has 16385 bytes, over 16384"):
+        parse_accept_payment(longest + " ")
+
+
+@pytest.mark.parametrize(
+    ("offset", "minutes"),
+    [("+00:59", 59), ("-00:59", -59), ("+23:59", 1439), ("-23:59", -1439), ("+01:01", 61)],
+)
+def test_every_offset_from_utc(offset: str, minutes: int) -> None:
+    assert parse_date_time(f"2025-01-15T12:05:00{offset}") == 1736942700000 - minutes * 60_000
+
+
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [(0, ";q=0"), (1, ";q=0.001"), (10, ";q=0.01"), (100, ";q=0.1"), (999, ";q=0.999"), (1000, "")],
+)
+def test_how_a_weight_is_written(weight: int, text: str) -> None:
+    assert format_accept_payment([PaymentRange("tempo", "session", weight)]) == f"tempo/session{text}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy_addon.core.errors import RemoteProtocolError
-from proxy_addon.core.headers import format_challenge
+from proxy_addon.core.headers import FIELD_LIMIT, format_challenge
 from proxy_addon.core.messages import (
     BODY_LIMIT,
     CREDENTIAL_LIMIT,
@@ -506,3 +506,39 @@ def test_malformed_need_voucher(changes: dict[str, object], complaint: str) -> N
 def test_what_is_no_need_voucher(data: str | bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="payment-need-voucher"):
         parse_need_voucher(data)
+
+
+@pytest.mark.parametrize(
+    ("status", "known"), [(99, False), (100, True), (402, True), (599, True), (600, False), (402.0, False)]
+)
+def test_a_status_of_a_problem_is_one_of_http(status: object, known: bool) -> None:
+    assert problem(status=status).status == (status if known else None)
+
+
+@pytest.mark.parametrize(
+    ("units", "known"), [(0, True), (1, True), (2**53 - 1, True), (2**53, False), (-1, False)]
+)
+def test_a_count_of_units_begins_at_none(units: int, known: bool) -> None:
+    assert receipt_from(SESSION_RECEIPT | {"units": units}).units == (units if known else None)
+
+
+def test_a_credential_is_two_levels_deeper_than_what_it_carries() -> None:
+    """The deepest request that a challenge may have comes back in its credential; nothing deeper does."""
+
+    def deep(levels: int) -> object:
+        return {"x": deep(levels - 1)} if levels else 1
+
+    assert parse_credential(credential_of({"challenge": PARAMS, "payload": deep(17)})).payload == deep(17)
+    with pytest.raises(RemoteProtocolError, match="deeper than 18"):
+        parse_credential(credential_of({"challenge": PARAMS, "payload": deep(18)}))
+
+
+def test_the_challenges_of_an_answer_may_be_as_long_as_one_field_together() -> None:
+    rest = FIELD_LIMIT - len(EXAMPLE)
+    filled = 'Payment id="' + "x" * (rest - len('Payment id=""')) + '"'
+    assert len(parse_challenges([EXAMPLE, filled]).problems) == 1  # of the second one itself
+    assert "over" not in parse_challenges([EXAMPLE, filled]).problems[0]
+    assert parse_challenges([EXAMPLE, filled + " "]).problems == (
+        f"a field of {rest + 1} bytes makes the Payment challenges over 16384",
+    )
+    assert len(parse_challenges([EXAMPLE, filled + " "]).challenges) == 1

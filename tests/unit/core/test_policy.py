@@ -499,3 +499,48 @@ def test_our_own_size_is_never_over_our_own_limit() -> None:
 def test_the_policy_reads_no_clock_and_no_counter() -> None:
     names = set(vars(policy_module))
     assert not names & {"time", "datetime", "asyncio", "os", "random", "secrets", "socket"}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        SITE,
+        Origin("http", "127.0.0.1", 8080),
+        Origin("https", "::1", 443),
+        Origin("https", "2001:db8::2", 8443),
+    ],
+)
+def test_an_origin_is_read_back_from_its_text(origin: Origin) -> None:
+    assert Origin.parse(str(origin)) == origin
+
+
+@pytest.mark.parametrize(
+    "text", ["", "https://api.example.com", "https://api.example.com:", "api.example.com:x"]
+)
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        Origin.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "matches"),
+    [("a.example.com", True), ("ab.example.com", True), (".example.com", False), ("example.com", False)],
+)
+def test_the_shortest_name_under_a_wildcard(host: str, matches: bool) -> None:
+    assert rule("*.example.com").matches(Origin("https", host, 443)) is matches
+
+
+def test_what_was_worked_out_is_remembered_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same object for a client that comes again; a client that walks through names fills no memory."""
+    monkeypatch.setattr(policy_module, "_MOST_REMEMBERED", 10)
+    limits = policy(other_clients=ClientRule(name="policy.other_clients", max_per_day="1.00"))
+    first = limits.client_cap("first", USD)
+    assert first is not None
+    assert limits.client_cap("second", USD) is not None
+    assert limits.client_cap("first", USD) is first
+    for number in range(100):
+        limits.client_cap(f"client{number}", USD)
+        limits.rule_for(replace(SITE, host=f"h{number}.example.com"))
+        assert len(limits._client_caps) <= 11
+        assert len(limits._rules) <= 11
+    assert limits.client_cap("first", USD) == first

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy_addon.core import repair
 from proxy_addon.core.repair import MAX_BUMPS, MAX_RESENDS, Tries, Way, way_out
 from tests.unit.methods.samples import channel
 
@@ -173,3 +174,8 @@ def test_the_longest_sequence_is_as_long_as_the_counts_allow() -> None:
             tries.count(way)
         for kind, voucher in itertools.product(KINDS, (CURRENT, OVERTAKEN)):
             assert out(kind, voucher, tries) in ENDS
+
+
+def test_how_often_a_request_is_repaired() -> None:
+    """As the rules of money have it: these bound what a server can make one request cost."""
+    assert (repair.MAX_RESENDS, repair.HOLD_BACK_AFTER, repair.MAX_BUMPS) == (6, 2, 3)

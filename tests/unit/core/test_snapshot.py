@@ -133,3 +133,24 @@ def test_malformed_fields(value: str) -> None:
 def test_no_object() -> None:
     with pytest.raises(RemoteProtocolError, match="sessionSnapshot is no JSON object"):
         snapshot_from("x")
+
+
+@pytest.mark.parametrize("chain", [1, 2, 2**53 - 1])
+def test_the_chains_that_there_can_be(chain: int) -> None:
+    assert snapshot_from(SNAPSHOT | {"chainId": chain}).chain_id == chain
+
+
+@pytest.mark.parametrize("chain", [2**53, 2**63])
+def test_a_chain_that_json_cannot_carry(chain: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="expected a positive integer"):
+        snapshot_from(SNAPSHOT | {"chainId": chain})
+
+
+def test_a_field_may_be_as_long_as_fields_are() -> None:
+    data = json.dumps(SNAPSHOT).encode()
+    value = base64.b64encode(data).decode()
+    assert parse_snapshot(value + " " * (16_384 - len(value))) == EXPECTED
+    with pytest.raises(
+        RemoteProtocolError, match="Payment-Session-Snapshot has 16385 bytes, over the limit of 16384"
+    ):
+        parse_snapshot(value + " " * (16_385 - len(value)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
@@ -39,14 +40,14 @@ RECEIVED = Receipt(
 LONG = b"x" * (HELD_LIMIT + 1)
 
 
-def whole(body: bytes) -> Fed:
-    filter_ = EventFilter()
+def whole(body: bytes, *, held_limit: int = HELD_LIMIT) -> Fed:
+    filter_ = EventFilter(held_limit=held_limit)
     fed, rest = filter_.feed(body), filter_.end()
     return Fed(fed.out + rest.out, fed.events + rest.events)
 
 
-def bytewise(body: bytes) -> Fed:
-    filter_ = EventFilter()
+def bytewise(body: bytes, *, held_limit: int = HELD_LIMIT) -> Fed:
+    filter_ = EventFilter(held_limit=held_limit)
     pieces = [filter_.feed(body[at : at + 1]) for at in range(len(body))]
     pieces.append(filter_.end())
     return Fed(b"".join(p.out for p in pieces), tuple(event for p in pieces for event in p.events))
@@ -244,3 +245,66 @@ def steps_of(pieces: list[bytes]) -> int:
     finally:
         sys.setprofile(None)
     return calls
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("pieces", [whole, bytewise])
+def test_the_longest_event_that_is_held(end: bytes, pieces: Callable[..., Fed]) -> None:
+    """Each of its bytes counts, those of its ends of line too; the empty line at its end as the rest."""
+    event = NEED.replace(b"\n", end)
+    assert pieces(event + MESSAGE, held_limit=len(event)) == Fed(MESSAGE, (NEEDED,))
+    shorter = len(event) - len(end) - 1
+    said = Malformed("payment-need-voucher", f"the event is longer than {shorter} bytes")
+    assert pieces(event + MESSAGE, held_limit=shorter) == Fed(MESSAGE, (said,))
+
+
+@pytest.mark.parametrize(
+    ("body", "out", "events"),
+    [
+        (b"event: message\n" + NEED, b"event: message\n" + NEED, ()),  # one event: its first name has decided
+        (b"event: message\n\n" + NEED, b"event: message\n\n", (NEEDED,)),
+        (b"event\n\n" + NEED, b"event\n\n", (NEEDED,)),
+        (b"event: message\r\n\r\n" + NEED, b"event: message\r\n\r\n", (NEEDED,)),
+        (NEED + b"data: 1\r\n\r\n" + NEED, b"data: 1\r\n\r\n", (NEEDED, NEEDED)),
+        (NEED + b"event: message\r\n\r\n" + NEED, b"event: message\r\n\r\n", (NEEDED, NEEDED)),
+        (b"\n\n" + NEED + b"\n\n", b"\n\n\n\n", (NEEDED,)),
+    ],
+)  # fmt: skip
+def test_however_it_is_cut_in_two(body: bytes, out: bytes, events: tuple[object, ...]) -> None:
+    assert bytewise(body) == Fed(out, events)  # type: ignore[arg-type]
+    for cut in range(len(body) + 1):
+        filter_ = EventFilter()
+        pieces = (filter_.feed(body[:cut]), filter_.feed(body[cut:]), filter_.end())
+        found = Fed(
+            b"".join(one.out for one in pieces), tuple(event for one in pieces for event in one.events)
+        )
+        assert found == Fed(out, events), cut  # type: ignore[arg-type]
+
+
+def test_how_much_of_an_event_is_held() -> None:
+    assert HELD_LIMIT == 65_536
+
+
+def test_many_lines_at_once_count_like_one_after_the_other() -> None:
+    """What is held already counts with what comes in one piece."""
+    name, lines = b"event: payment-receipt\n", b"a\n" * 25 + b"\n"
+    filter_ = EventFilter(held_limit=60)
+    pieces = (filter_.feed(name), filter_.feed(lines + MESSAGE))
+    assert b"".join(one.out for one in pieces) == MESSAGE
+    (said,) = (event for one in pieces for event in one.events)
+    assert said == Malformed("payment-receipt", "the event is longer than 60 bytes")
+
+
+@pytest.mark.parametrize("pieces", [whole, bytewise])
+def test_the_longest_event_that_is_held_as_the_body_ends(pieces: Callable[..., Fed]) -> None:
+    event = NEED.replace(b"\n", b"\r\n")[:-2]
+    assert pieces(event, held_limit=len(event)) == Fed(b"", (NEEDED,))
+    said = Malformed("payment-need-voucher", f"the event is longer than {len(event) - 1} bytes")
+    assert pieces(event, held_limit=len(event) - 1) == Fed(b"", (said,))
+
+
+def test_many_lines_at_once_are_too_long_also_as_the_body_ends() -> None:
+    filter_ = EventFilter(held_limit=60)
+    pieces = (filter_.feed(b"event: payment-receipt\n"), filter_.feed(b"a\n" * 25), filter_.end())
+    (said,) = (event for one in pieces for event in one.events)
+    assert said == Malformed("payment-receipt", "the event is longer than 60 bytes")

@@ -6,8 +6,16 @@ import base64
 
 import pytest
 
+from proxy_addon.core import strict_json
 from proxy_addon.core.errors import RemoteProtocolError
-from proxy_addon.core.strict_json import b64_decode_any, b64url_decode, b64url_encode, decode, decode_object
+from proxy_addon.core.strict_json import (
+    b64_decode_any,
+    b64url_decode,
+    b64url_encode,
+    check_depth,
+    decode,
+    decode_object,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +91,7 @@ def test_integers_stay_integers_and_nothing_else_becomes_one() -> None:
     [
         (b'{"amount":"1","amount":"2"}', "'amount' appears more than once"),
         (b'{"a":{"x":1,"\\u0078":2}}', "'x' appears more than once"),
+        (b'{"a":1,"b":2,"c":3,"b":4}', "'b' appears more than once"),
         (b'{"a":NaN}', "NaN"),
         (b'{"a":-Infinity}', "-Infinity"),
         (b'{"a":1e999}', "too large"),
@@ -122,3 +131,25 @@ def test_depth_counts_nesting_not_brackets() -> None:
 def test_surrogate_pairs_are_text() -> None:
     assert decode_object(b'{"a":"\\ud83d\\ude00"}', "it") == {"a": "\N{GRINNING FACE}"}
     assert decode_object('{"a":"\N{GRINNING FACE}é"}', "it") == {"a": "\N{GRINNING FACE}é"}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 16])
+def test_the_deepest_that_is_read(limit: int) -> None:
+    """However many brackets there are in all."""
+    for opening, closing in (("[", "]"), ('{"a":', "}")):
+        deepest = opening * limit + "0" + closing * limit
+        check_depth(deepest, "it", limit)
+        check_depth(f"[{deepest},{deepest}]", "it", limit + 1)
+        with pytest.raises(RemoteProtocolError, match=f"it is nested deeper than {limit} levels"):
+            check_depth(f"[{deepest},{deepest}]", "it", limit)
+
+
+def test_the_largest_that_is_read() -> None:
+    assert decode(b'"' + b"x" * 98 + b'"', "it", max_size=100) == "x" * 98
+    with pytest.raises(RemoteProtocolError, match="it has 101 bytes, over the limit of 100"):
+        decode(b'"' + b"x" * 99 + b'"', "it", max_size=100)
+    assert decode(b"9" * 80, "it") == 10**80 - 1
+
+
+def test_how_much_is_read_where_nothing_else_is_said() -> None:
+    assert (strict_json.MAX_SIZE, strict_json.MAX_DEPTH, strict_json._MAX_DIGITS) == (16_384, 16, 80)

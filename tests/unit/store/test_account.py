@@ -575,3 +575,53 @@ def test_an_answer_within_the_same_millisecond_proves_nothing_of_itself(ending: 
     sent = take(channel(authorised=100), "r", 40, sent_at=T0)
     ended = account.end(sent, Ended("r", ending, at=T0, spent=0, accepted=100))
     assert (ended.paid, ended.uncertain, ended.free) == (0, 40, 60)
+
+
+def test_all_that_is_authorised_may_be_proven_and_no_unit_more() -> None:
+    one = channel(authorised=100)
+    assert account.proven_accepted(one, 100) == replace(one, accepted=100)
+    with pytest.raises(IllegalMove, match="has 100 authorised, not 101"):
+        account.proven_accepted(one, 101)
+
+
+@pytest.mark.parametrize("authorised", [0, 99, 100, 101, 999, 1_000])
+def test_more_may_have_left_than_the_record_knows_and_never_less(authorised: int) -> None:
+    one = channel(authorised=100, paid=20, uncertain=5, eligible_at=7)
+    after = account.assume_authorised(one, authorised, 9)
+    account.check(after)
+    assert after.authorised == max(100, authorised)
+    assert (after.paid, after.free, after.eligible_at) == (20, 0, 9)
+    assert after.uncertain == after.authorised - 20
+
+
+def test_what_is_assumed_stays_within_the_deposit() -> None:
+    with pytest.raises(IllegalMove, match="over its deposit of 1000"):
+        account.assume_authorised(channel(authorised=100), 1_001, 9)
+
+
+@pytest.mark.parametrize("close_amount", [-1, 0, 1, 99, 100, 101])
+def test_a_close_voucher_is_one_that_may_leave(close_amount: int) -> None:
+    one = channel(authorised=100, close_amount=close_amount)
+    if 0 <= close_amount <= 100:
+        account.check(one)
+        return
+    with pytest.raises(IllegalMove, match=f"a close voucher of {close_amount} is over the authorised 100"):
+        account.check(one)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "voucher", "per_request", "min_delta"),
+    [
+        (0, 5, 1_000, 10),  # twice the step that was too small
+        (90, 100, 1_000, 20),
+        (0, 1_000, 100, 25),  # at most a quarter of the limit for one request
+        (0, 1_000, 103, 25),
+        (0, 1_000, 104, 26),
+        (0, 1, 3, 1),  # never below what it is
+        (0, 2, 1_000, 4),
+    ],
+)
+def test_how_large_a_step_is_learned(accepted: int, voucher: int, per_request: int, min_delta: int) -> None:
+    one = channel(authorised=1_000, accepted=accepted)
+    after = account.learn_delta(one, voucher, per_request)
+    assert after == replace(one, min_delta=max(one.min_delta, min_delta))

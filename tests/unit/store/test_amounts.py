@@ -176,3 +176,19 @@ def test_whatever_is_taken_from_people_is_exact(text: str, decimals: int) -> Non
         return
     assert Fraction(text.strip().replace("_", "")) * 10**decimals == amount
     assert 0 <= amount <= UINT128_MAX
+
+
+def test_what_fits_the_contracts() -> None:
+    """uint96 and uint128 as Solidity has them."""
+    assert UINT96_MAX == 79_228_162_514_264_337_593_543_950_335
+    assert UINT128_MAX == 340_282_366_920_938_463_463_374_607_431_768_211_455
+
+
+@pytest.mark.parametrize("digits", [38, 39, 40, 41, 5_000])
+def test_an_amount_that_no_channel_can_hold_is_said_to_be_that(digits: int) -> None:
+    text = "9" * digits
+    if digits == 38:
+        assert parse_units(text, 0) == int(text)
+        return
+    with pytest.raises(ValueError, match=r"policy\.x is '9+': more than a channel can hold"):
+        parse_units(text, 0, "policy.x")

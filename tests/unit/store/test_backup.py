@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 from store import account
 from store.account import Sent
 from store.backup import take_backup
+from store.codec import decode_int
 from store.contract import StoreUnavailable
 from store.journal import Journal, read_lines
 from store.lmdb_store import LmdbBackend
+from store.marker import COMMITS_KEY
 from store.records import Channel
 from tests.contract.peers import peers_on
+from tests.unit.store.disk import watched
 from tests.unit.store.test_presence import Here, Place, reconcile
 
 
@@ -228,3 +232,54 @@ async def test_files_of_the_ledger_that_grow_are_cut_at_the_moment(place: Place)
         await backend.close()
     copied_file = place.root / "backup" / "ledger" / journal.path.name
     assert copied_file.stat().st_size == size < journal.path.stat().st_size
+
+
+async def test_it_is_durable_before_it_has_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backup that is there is whole, also after a power cut: each file was synced with all that is in it."""
+    async with place.process() as here:
+        here.journal.append({"kind": "note"})
+        await here.open()
+    seen = watched(monkeypatch)
+    found = await backup(place)
+    renamed = seen.index(("rename", "backup", 0))
+    synced = set(seen[:renamed])
+    for path in (*(found / "ledger").iterdir(), found / "backup.json", found / "data.mdb"):
+        assert ("sync", path.name, path.stat().st_size) in synced
+    assert ("sync", "ledger", 0) in synced
+    assert [event for event in seen[renamed:] if event[0] == "sync"] == [("sync", place.root.name, 0)]
+
+
+async def test_it_says_how_large_it_is_and_how_many_files(place: Place) -> None:
+    async with place.process() as here:
+        here.journal.append({"kind": "note"})
+        await here.open()
+    backend = await LmdbBackend.open(place.directory)
+    taken = await take_backup(backend, place.directory, place.ledger, place.root / "backup", 7)
+    commits = await backend.view(lambda txn: decode_int(txn.get(COMMITS_KEY) or b""))
+    await backend.close()
+    files = [*(taken.directory / "ledger").iterdir(), taken.directory / "data.mdb"]
+    assert taken.size == sum(path.stat().st_size for path in files)
+    assert (taken.files, taken.commits, taken.taken_at, taken.in_use) == (1, commits, 7, False)
+    text = (taken.directory / "backup.json").read_text()
+    assert text.startswith('{\n  "version": 1')
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("died", [(False, False), (True, False), (False, True), (True, True)])
+async def test_it_is_in_use_if_any_process_was_not_closed(place: Place, died: tuple[bool, bool]) -> None:
+    for dies in died:
+        async with place.process(dies=dies) as here:
+            here.journal.append({"kind": "note"})
+    found = await backup(place)
+    assert json.loads((found / "backup.json").read_text())["in_use"] is died[-1]
+
+
+async def test_the_directories_above_it_are_made_and_no_file_stays_open(place: Place) -> None:
+    async with place.process() as here:
+        await here.open()
+    await backup(place, "warm")
+    before = len(os.listdir("/proc/self/fd"))
+    found = await backup(place, "monthly/2027/january")
+    assert (found / "data.mdb").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [path.name for path in found.parent.iterdir()] == ["january"]

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from store import account, budgets
+from store import account, budgets, lineage
 from store.account import IllegalMove, Sent
 from store.channels import ChannelBusy, ChannelStore, Conflict, Fenced, LimitExceeded, ScopeFull
 from store.contract import Backend
 from store.journal import Journal, moves_after
 from store.lifecycle import FINAL, PENDING_OPEN, TRANSITIONS, ChannelStatus, IllegalTransition, advance
+from store.lineage import OldCopy
 from store.lmdb_store import LmdbBackend
 from store.memory_store import MemoryBackend, SharedMemory
+from store.pins import Pin
 from store.records import Channel, CounterMove, Hold, JournalMark
 from tests.properties.bank import CAPS, TOKEN, proposed, scope_of
 
@@ -523,3 +525,100 @@ async def test_many_coroutines_count_exactly(process: Processes) -> None:
     )
     assert sum(isinstance(one, LimitExceeded) for one in outcomes) == 25
     assert await store.counters("client/") == {"client/x": 625}
+
+
+# -- what is known from elsewhere
+
+
+async def test_what_absorbing_refuses(process: Processes) -> None:
+    store, other = await process(), await process()
+    channel = await opened(store)
+    await refused(store, other.absorb(channel), Fenced, "0xc1 has another owner now")
+    await refused(store, store.absorb(replace(channel, epoch=2)), Fenced, "0xc1 has another owner now")
+    await refused(store, store.absorb(replace(channel, owner=None)), Conflict, "descriptor or owner")
+    await refused(store, store.absorb(replace(channel, descriptor={})), Conflict, "descriptor or owner")
+    lowered = replace(channel, authorised=9, paid=9)
+    await refused(store, store.absorb(lowered), Conflict, "lowers or frees")
+    paid = replace(channel, paid=4)
+    await store.absorb(paid)
+    freed = replace(channel, paid=3)  # nothing is raised, and one unit more would be free
+    await refused(store, store.absorb(freed), Conflict, "lowers or frees")
+    raised = replace(channel, authorised=30, paid=30)
+    await refused(store, store.absorb(raised), Conflict, "a raise of 20 was charged as 0")
+    await store.absorb(raised, raising(20))
+    assert await store.find("0xc1") == raised
+
+
+async def test_a_store_in_doubt_authorises_nothing_more(process: Processes) -> None:
+    store = await process()
+    channel = await opened(store)
+    await store.commits.transact(lambda txn: lineage.put_in_doubt(txn, "an older copy"))
+    more = account.raise_authorised(channel, 1)
+    await refused(store, store.set(more, raising(1)), OldCopy, "an older copy")
+    fresh = proposed("0xc2", SCOPE, authorised=1)
+    await refused(store, store.propose(fresh, raising(1), max_channels=9), OldCopy, "an older copy")
+    await store.set(replace(channel, paid=4))  # what is known may be written down
+    assert await store.commits.left_in_doubt() == ("0xc1",)
+    await store.absorb(replace(channel, paid=4), reconciles=False)
+    assert await store.commits.left_in_doubt() == ("0xc1",)
+    await store.absorb(replace(channel, paid=4), reconciles=True)
+    assert await store.commits.left_in_doubt() == ()
+
+
+@pytest.mark.parametrize(("captured", "back"), [(0, 10), (4, 6), (9, 1), (10, 0), (11, 0), (100, 0)])
+async def test_a_proven_close_gives_back_what_nobody_can_take_any_more(
+    process: Processes, captured: int, back: int
+) -> None:
+    store = await process()
+    channel = await opened(store)
+    closed = replace(channel, status=ChannelStatus.CLOSED, captured=captured, refunded=100 - captured)
+    too_much = budgets.refund_moves(TOKEN.address, back + 1)
+    await refused(store, store.delete(closed, too_much), Conflict, f"charged as -{back + 1} to the lifetime")
+    await store.delete(closed, budgets.refund_moves(TOKEN.address, back))
+    assert (await store.counters())[budgets.lifetime(TOKEN.address)] == 10 - back
+
+
+async def test_what_is_absorbed_may_be_of_any_date(process: Processes) -> None:
+    """It was paid then; no clock of ours went back."""
+    store = await process()
+    channel = await opened(store)
+    assert await store.newest_day() == budgets.day_number(DAY)
+    raised = replace(channel, authorised=30, paid=30)
+    await store.absorb(raised, CAPS.raise_moves(20, "2020-01-01"))
+    assert await store.newest_day() == budgets.day_number(DAY)
+    assert (await store.counters())[budgets.total_day(TOKEN.address, "2020-01-01")] == 20
+
+
+async def test_what_a_store_knows_beside_its_channels(process: Processes) -> None:
+    store = await process()
+    assert (await store.newest_day(), await store.pins(), store.sealed_against) == (None, (), None)
+    fresh = replace(proposed("0xc1", SCOPE, authorised=10), updated_at=5)
+    await store.propose(fresh, raising(10), max_channels=1, pin=True)
+    assert await store.pins() == (Pin(SCOPE.origin, SCOPE.payee, 5),)
+    assert await store.pin_of(SCOPE.origin) == Pin(SCOPE.origin, SCOPE.payee, 5)
+    assert await store.newest_day() == budgets.day_number(DAY)
+    records, counters = await store.books()
+    assert (records, counters) == (await store.all(), await store.counters())
+    assert await store.of_short_key(SCOPE.short_key) == records
+    await store.commits.transact(lambda txn: lineage.put_in_doubt(txn, "an older copy"))
+    await store.commits.look_at_doubt()
+    assert store.sealed_against == "an older copy"
+
+
+async def test_what_another_store_had_is_taken_in_once_with_its_counters(process: Processes) -> None:
+    store = await process()
+    theirs = replace(proposed("0xf1", SCOPE, authorised=10), status=ChannelStatus.CLOSED, owner="them")
+    closed = replace(theirs, pending=None, deposit=100, paid=4, captured=4, refunded=96)
+    await refused(store, store.adopt(closed, ()), Conflict, "a raise of 10 was charged as 0")
+    await refused(store, store.adopt(closed, raising(10), refund=7), Conflict, "-7 to the lifetime")
+    await store.adopt(closed, CAPS.raise_moves(10, "2020-01-01"), refund=6)
+    assert await store.find("0xf1") == replace(closed, owner=None)
+    assert (await store.counters())[budgets.lifetime(TOKEN.address)] == 4
+    assert (await store.counters())[budgets.refunded(TOKEN.address)] == 6
+    await refused(store, store.adopt(closed, raising(10)), Conflict, "0xf1 is on record already")
+    failed = replace(proposed("0xf2", SCOPE, authorised=10), status=ChannelStatus.FAILED)
+    await store.adopt(failed, ())  # nothing of it was ever taken
+    assert (await store.counters())[budgets.lifetime(TOKEN.address)] == 4
+    plain = replace(closed, channel_id="0xf3", captured=None, refunded=None)
+    await store.adopt(plain, raising(10))
+    assert (await store.counters())[budgets.lifetime(TOKEN.address)] == 14

@@ -289,3 +289,35 @@ async def test_a_pin_that_cannot_be_read_is_left_alone(store: ChannelStore, shar
         await propose(store, pin=True)
     with pytest.raises(UnknownVersion):
         await store.pins()
+
+
+async def test_a_limit_that_was_lowered_below_what_is_used_stops_only_what_adds(store: ChannelStore) -> None:
+    used = CounterMove("client/x", 10)
+    await store.count([used])
+    await store.count([CounterMove("client/x", 0, limit=5)])
+    await store.count([CounterMove("client/x", -1, limit=5)])
+    with pytest.raises(LimitExceeded):
+        await store.count([CounterMove("client/x", 1, limit=5)])
+    with pytest.raises(LimitExceeded):
+        await store.count([CounterMove("client/x", 1, limit=9)])
+    await store.count([CounterMove("client/x", 1, limit=10)])
+    assert await store.counters("client/") == {"client/x": 10}
+    with pytest.raises(Conflict, match="client/x has 10, 11 cannot be given back to it"):
+        await store.count([CounterMove("client/x", -11)])
+    await store.count([CounterMove("client/x", -10)])
+    assert await store.counters("client/") == {"client/x": 0}
+
+
+async def test_what_the_chain_says_is_a_fact_whatever_limit_is_named(store: ChannelStore) -> None:
+    """A limit holds what we add ourselves; a deposit that is simply there is counted."""
+    channel = await propose(store, deposit=100)
+    opened = replace(channel, status=OPEN, deposit=100, pending=None)
+    await store.set(opened)
+    for amount in (0, -1):
+        opened = replace(opened, deposit=opened.deposit + 50)
+        await store.set(opened, [CounterMove(ESCROW, amount, limit=1)])
+    assert await escrow(store) == 200
+    with pytest.raises(LimitExceeded):
+        await store.set(replace(opened, deposit=250), [CounterMove(ESCROW, 1, limit=249)])
+    await store.set(replace(opened, deposit=250), [CounterMove(ESCROW, 1, limit=250)])
+    assert await escrow(store) == 250

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import zlib
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from store import codec
 from store.amounts import UINT128_MAX
 from store.codec import FORMAT, decode_channel, decode_int, encode_channel, encode_int
 from store.contract import UnknownVersion
@@ -351,3 +353,25 @@ def test_the_bytes_of_format_1_stay_as_they_are() -> None:
         ["lifetime/t", str(-(2**70)), None, ""],
         ["opens/d/h", 1, str(2**80), "policy.opens"],
     ]
+
+
+def test_a_field_that_is_not_written_stops_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record with one field more than the codec knows: what was in it would be gone after a restart."""
+
+    @dataclass(frozen=True, slots=True)
+    class More(Channel):
+        lent: int = 0
+
+    monkeypatch.setattr("store.records.Channel", More)
+    spec = importlib.util.spec_from_file_location("codec_of_another_record", codec.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(TypeError, match="does not cover the fields"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize("digits", [39, 40, 41, 4000, 5000])
+def test_a_number_of_any_length_is_refused_as_one_of_another_form(digits: int) -> None:
+    """Also one so long that Python refuses to read it: it must not end in another error."""
+    with pytest.raises(ValueError, match=r"integer"):
+        codec._integer("9" * digits)

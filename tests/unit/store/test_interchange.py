@@ -158,3 +158,43 @@ def test_a_file_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(interchange, "LARGEST", 100)
     with pytest.raises(InterchangeError, match="more than"):
         interchange.parse(dump(incoming()))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "taken"),
+    [
+        ("channels.0.updated_at", 0, True),
+        ("channels.0.updated_at", -1, False),
+        ("channels.0.updated_at", 2**53 - 1, True),
+        ("channels.0.updated_at", 2**53, False),
+        ("channels.0.note", "x" * 65_536, True),
+        ("channels.0.note", "x" * 65_537, False),
+        ("channels.0.paid", "0", True),
+        ("metadata.exported_at", 0, True),
+    ],
+)
+def test_how_far_a_value_may_go(place: str, value: object, taken: bool) -> None:
+    data = changed(setting(place, value))
+    if taken:
+        interchange.parse(data)
+        return
+    with pytest.raises(InterchangeError, match=place):
+        interchange.parse(data)
+
+
+def test_a_file_of_exactly_the_largest_size_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dump(incoming())
+    monkeypatch.setattr(interchange, "LARGEST", len(data))
+    interchange.parse(data)
+    monkeypatch.setattr(interchange, "LARGEST", len(data) - 1)
+    with pytest.raises(InterchangeError, match="more than 0 MiB"):
+        interchange.parse(data)
+
+
+def test_the_first_thing_that_is_wrong_is_named() -> None:
+    def change(document: dict[str, Any]) -> None:
+        setting("channels.0.paid", "x")(document)
+        setting("channels.1.moved", 1)(document)
+
+    with pytest.raises(InterchangeError, match=r"^channels\.0\.paid: "):
+        interchange.parse(changed(change))

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from store import journal
 from store.account import (
     Ended,
     Ending,
@@ -312,3 +313,87 @@ def test_an_unknown_boot_is_like_no_other(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Path, "read_text", refuse)
     assert boot_id() != boot_id()
     assert boot_id().startswith("unknown-")
+
+
+SENT_JSON = {
+    **{"kind": "sent", "request": "r1", "amount": "10", "voucher": str(2**100)},
+    **{"sent_at": 1, "expires_at": 2, "seq": -1, "fingerprint": "f"},
+}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"amount": 10},  # a number is as good as its digits
+        {"amount": "-10"},  # would be given back by the fold
+        {"amount": -10},
+        {"voucher": -1},
+        {"amount": "010"},
+        {"amount": " 10"},
+        {"amount": "1" * 41},
+        {"amount": "1" * 5_000},
+        {"amount": True},
+        {"amount": 10.0},
+        {"request": 1},
+        {"request": None},
+        {"fingerprint": ["f"]},
+        {"sent_at": "x"},
+    ],
+)
+def test_a_move_is_taken_only_as_it_was_written(whole: Path, changed: dict[str, object]) -> None:
+    line = {"v": 1, "n": 3, "channel": "0xc", "move": {**SENT_JSON, **changed}}
+    whole.write_bytes(json.dumps(line).encode() + b"\n")
+    taken = repr(changed) in ("{}", "{'amount': 10}")
+    assert [one.move for one in read_lines(whole)] == ([SENT] if taken else [])
+
+
+@pytest.mark.parametrize(("length", "taken"), [(39, True), (40, True), (41, False)])
+def test_the_longest_number_that_a_line_holds(whole: Path, length: int, taken: bool) -> None:
+    move = {**SENT_JSON, "voucher": "1" * length}
+    whole.write_bytes(json.dumps({"v": 1, "n": 3, "channel": "0xc", "move": move}).encode() + b"\n")
+    assert [line.number for line in read_lines(whole)] == ([3] if taken else [])
+
+
+def test_a_channel_is_named_by_text(whole: Path) -> None:
+    whole.write_bytes(b'{"v":1,"n":3,"channel":7}\n{"v":1,"n":4,"channel":"0xc"}\n')
+    assert [line.number for line in read_lines(whole)] == [4]
+
+
+def test_a_journal_that_lost_its_head_is_not_believed(whole: Path) -> None:
+    """It is the first file: what is missing before its first line was written, too."""
+    _, second = whole.read_bytes().splitlines(keepends=True)
+    whole.write_bytes(second)
+    with pytest.raises(IllegalMove, match="goes from line 0 to 2: lines are lost"):
+        moves_after(whole.parent, JournalMark("me", 2, "boot"), "0xc")
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        *((number, number) for number in (0, 126, 127, 2**31, 2**63 - 1, -(2**63))),
+        *((number, str(number)) for number in (2**63, -(2**63) - 1, 2**128)),
+    ],
+)
+def test_a_number_is_written_as_text_only_where_json_cannot_carry_it(value: int, plain: object) -> None:
+    assert journal._plain({"n": value, "flag": True}) == {"n": plain, "flag": True}
+
+
+def test_each_line_has_its_number_however_it_is_written(tmp_path: Path) -> None:
+    ledger = Journal(tmp_path, "me", "boot")
+    for number in range(1, 201):
+        assert ledger.append({"much": 2**100}) == number
+    ledger.close()
+    assert [line.number for line in read_lines(ledger.path)] == list(range(1, 201))
+
+
+def test_once_closed_nothing_is_written_anywhere(tmp_path: Path) -> None:
+    ledger = Journal(tmp_path, "me", "boot")
+    ledger.append({})
+    before = len(os.listdir("/proc/self/fd"))
+    ledger.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    with pytest.raises(StoreUnavailable, match="is closed"):
+        ledger.append({})
+    assert ledger.mark.line == 1
+    assert ledger.anchor.closed

@@ -17,6 +17,7 @@ from store.anchors import Anchor
 from store.contract import StoreUnavailable
 from store.journal import Journal, read_lines
 from store.ledger_check import JournalReport, check_journal, check_missing
+from tests.unit.store.disk import largest_file
 
 LINES = 12
 
@@ -256,3 +257,21 @@ def _digest(directory: Path, number: int) -> bytes:
     digest = next(line.digest for line in lines if line.number == number)
     assert digest is not None
     return digest
+
+
+def test_a_line_that_was_not_taken_whole_is_counted_and_no_alarm(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "me", "boot")
+    for _ in range(2):
+        journal.append({"kind": "sent"})
+        with largest_file(journal.path.stat().st_size + 9), pytest.raises(StoreUnavailable):
+            journal.append({"kind": "torn"})
+    journal.append({"kind": "sent"})
+    journal.close()
+    report = check(tmp_path, journal.anchor)
+    assert (report.torn, report.lines, report.findings) == (2, 3, [])
+
+
+def test_a_journal_that_was_cut_short_has_nothing_behind_its_anchor(tmp_path: Path, journal: Journal) -> None:
+    rewrite(tmp_path, cut)
+    assert check(tmp_path, journal.anchor).behind_anchor == 0
+    assert check(tmp_path, None).behind_anchor == 0

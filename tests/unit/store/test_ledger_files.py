@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,39 @@ def test_the_end_is_found_behind_a_very_long_line(tmp_path: Path) -> None:
         "me", 2, journal.anchor.digest, "boot", closed=True
     )
     assert [line.number for line in read_lines(journal.path)] == [1, 2]
+
+
+def test_the_end_is_found_in_the_file_before_one_without_a_line(tmp_path: Path) -> None:
+    """A crash after a file was made, and before its first line was."""
+    journal = written(tmp_path, 6)
+    journal.close()
+    following = ledger_files.segment_path(tmp_path, "me", len(ledger_files.segments(tmp_path, "me")) + 1)
+    for content in (b"", b"~\n", b'{"n":7'):
+        following.write_bytes(content)
+        assert end_of(tmp_path, Anchor("me", 2, b"", "boot")) == replace(journal.anchor, closed=True)
+
+
+def test_a_file_that_vanishes_meanwhile_has_no_lines(tmp_path: Path) -> None:
+    assert list(ledger_files.last_lines(tmp_path / "gone.jsonl")) == []
+    assert list(ledger_files.raw_lines(tmp_path / "gone.jsonl")) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**18 - 1, 2**18, 2**18 + 1, 2**18 + 5, 2**19 + 3])
+def test_the_last_lines_come_first_and_none_is_left_out(tmp_path: Path, size: int) -> None:
+    """However the file lies to the piece of it that is read first."""
+    path = tmp_path / "me.jsonl"
+    lines = [b"%06d" % number for number in range(size // 7 + 1)]
+    lines[0] += b"x" * (size - len(b"\n".join(lines)) - 1 if size > 7 else 0)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    found = list(ledger_files.last_lines(path))
+    assert found[:3] == lines[::-1][:3]
+    assert list(dict.fromkeys(found)) == lines[::-1]
+    assert list(ledger_files.raw_lines(path)) == lines
+
+
+def test_a_file_is_full_when_it_has_as_many_bytes_as_it_may(tmp_path: Path) -> None:
+    size = written(tmp_path / "probe", 1, segment_bytes=2**20).path.stat().st_size
+    for room, files in ((size - 1, 2), (size, 2), (size + 1, 1)):
+        directory = tmp_path / str(room)
+        written(directory, 2, segment_bytes=room).close()
+        assert len(ledger_files.segments(directory, "me")) == files

@@ -76,6 +76,10 @@ def _flags(value: int) -> Callable[[bytearray], None]:
         (1, lambda page: page.__setitem__(slice(20, 24), b"\x03\0\0\0"), "page 1 does not describe a store"),
         (0, lambda page: struct.pack_into("=I", page, 40, 100), "pages of 100 bytes"),
         (0, lambda page: struct.pack_into("=I", page, 40, 5000), "pages of 5000 bytes"),
+        (0, lambda page: struct.pack_into("=I", page, 40, 256), "pages of 256 bytes"),
+        (0, lambda page: struct.pack_into("=I", page, 40, 512), "page 1 does not describe a store"),
+        (0, lambda page: struct.pack_into("=I", page, 40, 2**16), "page 1 (does not describe|is missing)"),
+        (0, lambda page: struct.pack_into("=I", page, 40, 2**17), "pages of 131072 bytes"),
         (-1, lambda page: page.__setitem__(slice(0, PAGE), bytes(PAGE)), "is none of this tree"),
         (-1, lambda page: struct.pack_into("=Q", page, 0, 99_999), "is none of this tree"),
         (-1, _flags(0x03), "is none of this tree"),
@@ -134,3 +138,105 @@ def test_no_damage_raises_anything_else(data: Path, tmp_path: Path, changes: lis
     with suppress(Damaged):
         check_pages(damaged)
     assert os.path.getsize(damaged) == len(content)
+
+
+def one_record(path: Path, value: bytes) -> tuple[Path, bytearray, int]:
+    """A store of one record: its file, what is in it, and where its only leaf begins."""
+    with lmdb.open(str(path), map_size=2**20, sync=False) as env, env.begin(write=True) as txn:
+        txn.put(b"key", value)
+    content = bytearray((path / "data.mdb").read_bytes())
+    newest = max((0, 1), key=lambda meta: struct.unpack_from("=Q", content, meta * PAGE + 144)[0])
+    (root,) = struct.unpack_from("=Q", content, newest * PAGE + 128)
+    return path / "data.mdb", content, root * PAGE
+
+
+@pytest.mark.parametrize("flag", [0x02, 0x04, 0x06])
+def test_a_tree_within_a_tree_is_damage(tmp_path: Path, flag: int) -> None:
+    """bursar makes none: what looks like one is a flipped bit."""
+    path, content, leaf = one_record(tmp_path / "s", b"value")
+    (node,) = struct.unpack_from("=H", content, leaf + 16)
+    struct.pack_into("=H", content, leaf + node + 4, flag)
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match="has a tree of its own"):
+        check_pages(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value", "says"),
+    [
+        (0, "=Q", 77, "is no long value"),  # its own number
+        (10, "=H", 0x02, "is no long value"),  # a leaf
+        (12, "=I", 1_000, "page [0-9]+ is missing"),  # more pages than there are
+        (12, "=I", 0x1_0003, "page [0-9]+ is missing"),  # the upper half of that number
+    ],
+)
+def test_a_long_value_that_is_none_is_damage(
+    tmp_path: Path, at: int, form: str, value: int, says: str
+) -> None:
+    path, content, leaf = one_record(tmp_path / "s", b"x" * 3 * PAGE)
+    check_pages(path)
+    (node,) = struct.unpack_from("=H", content, leaf + 16)
+    (number,) = struct.unpack_from("=Q", content, leaf + node + 8 + len(b"key"))
+    struct.pack_into(form, content, number * PAGE + at, value)
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match=says):
+        check_pages(path)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_all_of_a_page_number_counts(tmp_path: Path, half: int) -> None:
+    """A branch keeps 48 bits of it in three pieces, a long value's count of pages comes in two."""
+    data = build(tmp_path / "s", 7)
+    content = bytearray(data.read_bytes())
+    newest = max((0, 1), key=lambda meta: struct.unpack_from("=Q", content, meta * PAGE + 144)[0])
+    (root,) = struct.unpack_from("=Q", content, newest * PAGE + 128)
+    assert struct.unpack_from("=H", content, root * PAGE + 10)[0] & 0x01, "a branch"
+    (node,) = struct.unpack_from("=H", content, root * PAGE + 16)
+    struct.pack_into("=H", content, root * PAGE + node + 2 + 2 * half, 1)
+    data.write_bytes(content)
+    (low,) = struct.unpack_from("=H", content, root * PAGE + node)
+    with pytest.raises(Damaged, match=f"page {low + (1 << 16 * (half + 1))} is missing"):
+        check_pages(data)
+
+
+def test_a_long_value_may_have_any_number_of_pages(tmp_path: Path) -> None:
+    path, content, leaf = one_record(tmp_path / "s", b"x" * 3 * PAGE)
+    (node,) = struct.unpack_from("=H", content, leaf + 16)
+    (number,) = struct.unpack_from("=Q", content, leaf + node + 8 + len(b"key"))
+    pages = len(content) // PAGE - number
+    for count, sound in ((pages, True), (pages + 1, False), (1 << 16, False), (1 << 17, False)):
+        struct.pack_into("=HH", content, number * PAGE + 12, count & 0xFFFF, count >> 16)
+        path.write_bytes(content)
+        if sound:
+            check_pages(path)
+            continue
+        with pytest.raises(Damaged, match=f"page {number + count - 1} is missing"):
+            check_pages(path)
+
+
+@pytest.mark.parametrize("size", [511, 513, 1000, 4097, 6144])
+def test_a_page_is_a_power_of_two(data: Path, tmp_path: Path, size: int) -> None:
+    content = bytearray(data.read_bytes())
+    struct.pack_into("=I", content, 40, size)
+    (tmp_path / "data.mdb").write_bytes(content)
+    with pytest.raises(Damaged, match=f"pages of {size} bytes"):
+        check_pages(tmp_path / "data.mdb")
+
+
+@pytest.mark.parametrize("commits", [1, 2, 3, 4])
+def test_the_newer_commit_counts_whatever_became_of_the_older(tmp_path: Path, commits: int) -> None:
+    """Its pages may be in use again: what the older of the two heads refers to says nothing."""
+    path = tmp_path / "s"
+    with lmdb.open(str(path), map_size=2**20, sync=False) as env:
+        for number in range(commits + 6):  # at last no page more is needed
+            with env.begin(write=True) as txn:
+                txn.put(b"key", b"%d" % number)
+    content = bytearray((path / "data.mdb").read_bytes())
+    older = min((0, 1), key=lambda meta: struct.unpack_from("=Q", content, meta * PAGE + 144)[0])
+    struct.pack_into("=Q", content, older * PAGE + 128, 99_999)
+    (path / "data.mdb").write_bytes(content)
+    check_pages(path / "data.mdb")
+    struct.pack_into("=Q", content, (1 - older) * PAGE + 128, 99_999)
+    (path / "data.mdb").write_bytes(content)
+    with pytest.raises(Damaged, match="page 99999 is missing"):
+        check_pages(path / "data.mdb")

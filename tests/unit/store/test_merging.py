@@ -291,3 +291,22 @@ def test_what_a_close_gave_back() -> None:
     assert refund_of(channel(status=S.CLOSED, captured=99)) == 0
     assert refund_of(channel(status=S.CLOSED)) == 0
     assert refund_of(channel()) == 0
+
+
+def test_of_two_names_for_one_host_its_own_is_taken_first() -> None:
+    """On one date; a wildcard's hosts share its counter, and others may have charged it."""
+    wildcard, own = (budgets.host_day(TOKEN, name, "2026-01-01") for name in ("*.example.com", HOST))
+    for order in ((wildcard, own), (own, wildcard)):
+        charged = Charged(dict.fromkeys(order, 10))
+        assert charged._take(channel(), 4) == [("2026-01-01", 4)]
+        assert charged._left == {(TOKEN, "*.example.com", "2026-01-01"): 10, (TOKEN, HOST, "2026-01-01"): 6}
+
+
+def test_an_opening_with_a_top_up_on_its_way_counts_both_deposits() -> None:
+    pending = proposed("0xc1", scope_of()).pending
+    assert pending is not None
+    topped = channel(deposit=100, pending=replace(pending, kind="top_up", deposit=30))
+    assert counted(opening_moves(topped, host=HOST, date="2026-01-01")) == {
+        budgets.opens(HOST, "2026-01-01"): 1,
+        budgets.deposits(TOKEN, HOST, "2026-01-01"): 130,
+    }

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from store.contract import StoreError
 from store.memory_store import SharedMemory
 from store.overlay import Overlay, Snapshot
+
+keys = st.text("abc", min_size=1, max_size=3).map(str.encode)
 
 
 @pytest.mark.parametrize("view", [Overlay, Snapshot])
@@ -55,3 +59,44 @@ def test_values_are_bytes() -> None:
     with pytest.raises(TypeError, match="must be bytes, not bytearray"):
         overlay.put(b"a", bytearray(b"1"))  # type: ignore[arg-type]
     assert overlay.get(b"a") is None
+
+
+@given(
+    st.dictionaries(keys, st.binary(max_size=2), max_size=6),
+    st.lists(st.tuples(keys, st.none() | st.binary(max_size=2)), max_size=8),
+    st.binary(max_size=2),
+)
+def test_a_scan_is_what_a_commit_would_leave(
+    stored: dict[bytes, bytes], changes: list[tuple[bytes, bytes | None]], prefix: bytes
+) -> None:
+    """In order, each key once, with nothing of what was deleted."""
+    shared, after = SharedMemory(), dict(stored)
+    shared.apply(dict(stored))
+    overlay = Overlay(shared)
+    for key, value in changes:
+        if value is None:
+            overlay.delete(key)
+            after.pop(key, None)
+        else:
+            overlay.put(key, value)
+            after[key] = value
+    expected = sorted((key, value) for key, value in after.items() if key.startswith(prefix))
+    assert [pair for pair in overlay.scan(prefix) if not pair[0].startswith(b"m/")] == expected
+
+
+@pytest.mark.parametrize(("length", "fits"), [(0, False), (1, True), (511, True), (512, False)])
+def test_how_long_a_key_may_be(length: int, fits: bool) -> None:
+    overlay, key = Overlay(SharedMemory()), b"k" * length
+    if fits:
+        overlay.put(key, b"1")
+        assert overlay.get(key) == b"1"
+        overlay.delete(key)
+        assert overlay.get(key) is None
+        return
+    says = f"a key of {length} bytes .*: 1 to 511 are allowed"
+    with pytest.raises(ValueError, match=says):
+        overlay.put(key, b"")
+    with pytest.raises(ValueError, match=says):
+        overlay.delete(key)
+    with pytest.raises(ValueError, match=says):
+        overlay.get(key)

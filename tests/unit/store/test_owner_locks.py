@@ -10,6 +10,7 @@ import pytest
 
 from store.contract import StoreUnavailable
 from store.owner_locks import OwnerLock
+from tests.unit.store.disk import file_descriptors_left
 
 
 @pytest.fixture
@@ -192,3 +193,36 @@ def test_opening_and_closing_at_once(directory: Path) -> None:
     assert not wrong
     assert files(directory) == {f"{probe.owner_id}.lock"}
     probe.release()
+
+
+def test_a_process_without_a_file_left_is_refused(directory: Path) -> None:
+    OwnerLock(directory).release()
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        file_descriptors_left(0),
+        pytest.raises(StoreUnavailable, match=r"no lock could be taken.*Too many open"),
+    ):
+        OwnerLock(directory)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert files(directory) == set()
+
+
+def test_tidying_up_is_no_condition(directory: Path, locks: list[OwnerLock]) -> None:
+    """With one file left there is room for the lock, and none to look for what the dead have left."""
+    OwnerLock(directory).release()
+    gone = dead(directory, "d" * 32)
+    with file_descriptors_left(1):
+        locks.append(OwnerLock(directory))
+    assert gone.exists()
+    assert locks[0].alive(locks[0].owner_id)
+
+
+def test_asking_leaves_nothing_open_and_says_yes_or_no(directory: Path, locks: list[OwnerLock]) -> None:
+    locks += [OwnerLock(directory), OwnerLock(directory)]
+    dead(directory, "d" * 32)
+    before = len(os.listdir("/proc/self/fd"))
+    assert locks[0].alive(locks[1].owner_id) is True
+    assert locks[0].alive("d" * 32) is False
+    assert locks[0].alive("e" * 32) is False
+    assert locks[0].alive("no id of ours") is False
+    assert len(os.listdir("/proc/self/fd")) == before

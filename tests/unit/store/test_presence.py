@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from store import account, presence, seal
+from store import account, marker, presence, seal
 from store.anchors import Anchor, decode, encode
 from store.channels import ChannelStore, Conflict, Fenced
-from store.contract import StoreError, UnknownVersion
+from store.contract import StoreError, Transaction, UnknownVersion
 from store.journal import Journal
 from store.lifecycle import ChannelStatus
 from store.lineage import NotReconciled, OldCopy
@@ -22,6 +23,8 @@ from store.memory_store import MemoryBackend, SharedMemory
 from store.presence import Presence
 from store.records import Channel, JournalMark
 from tests.properties.bank import CAPS, proposed, scope_of
+
+T = TypeVar("T")
 
 DAY = "2026-01-31"
 SCOPE = scope_of()
@@ -109,7 +112,15 @@ def test_an_anchor_is_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [b"[]", b"{}", b'[1,"zz","b",true]', b'["1","00","b",true]', b'[true,"00","b",true]']
+    "row",
+    [
+        b"[]",
+        b"{}",
+        b'[1,"zz","b",true]',
+        b'["1","00","b",true]',
+        b'[true,"00","b",true]',
+        b'[-1,"00","b",true]',
+    ],
 )
 def test_what_is_no_anchor_is_refused(row: bytes) -> None:
     from store.codec import seal as sealed
@@ -442,3 +453,39 @@ async def test_a_closed_channel_of_another_store_brings_its_refund(place: Place)
         counters = await here.store.counters()
         token = SCOPE.token
         assert (counters[f"lifetime/{token}"], counters[f"refunded/{token}"]) == (4, 6)
+
+
+class Uncounted(MemoryBackend):
+    """A third party's store: it keeps no id, and counts no commits."""
+
+    async def transact(self, work: Callable[[Transaction], T]) -> T:
+        try:
+            return await super().transact(work)
+        finally:
+            self.shared.apply(dict.fromkeys(marker.KEYS))
+
+
+async def test_a_store_that_counts_no_commits_has_no_seal(tmp_path: Path) -> None:
+    """Nothing could be told by it; it is entered and left all the same."""
+    backend = Uncounted()
+    backend.shared.apply(dict.fromkeys(marker.KEYS))
+    store, journal = ChannelStore(backend), Journal(tmp_path / "ledger", "me", "boot")
+    here = await Presence.enter(
+        store, journal, ledger=tmp_path / "ledger", seal_path=tmp_path / "seal.json", directory=tmp_path
+    )
+    assert store.sealed_against is None
+    await here.leave()
+    assert not (tmp_path / "seal.json").exists()
+    assert (await store.commits.anchors())["me"].closed
+    await store.close()
+
+
+async def test_once_lifted_nobody_waits_for_it_any_more(place: Place) -> None:
+    await put_an_old_copy_back(place)
+    async with place.process() as here:
+        waiting = here.presence._waiting
+        assert waiting is not None
+        assert not waiting.done()
+        await reconcile(here)
+        await here.presence.lift()
+        assert waiting.cancelled()

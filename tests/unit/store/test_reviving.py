@@ -9,7 +9,7 @@ import pytest
 
 from store import budgets
 from store.account import IllegalMove
-from store.channels import ChannelStore, Conflict
+from store.channels import ChannelStore, Conflict, Fenced
 from store.lifecycle import ChannelStatus
 from store.memory_store import MemoryBackend
 from store.records import Channel, CounterMove, PendingTransaction
@@ -136,3 +136,58 @@ async def test_it_is_never_paid_with_again(store: ChannelStore) -> None:
     name = (await closed(store)).channel_id
     with pytest.raises(Conflict, match="only be set aside"):
         await store.revive(name, lambda one: replace(AGAIN(one), status=S.OPEN))
+
+
+async def test_it_is_a_later_epoch_than_any_that_its_owners_had(store: ChannelStore) -> None:
+    """Who owned it before its end is fenced, should they wake up."""
+    last = await closed(store)
+    tombstone = await store.find(last.channel_id)
+    channel = await store.revive(last.channel_id, AGAIN)
+    assert channel is not None
+    assert tombstone is not None
+    assert channel.epoch == tombstone.epoch + 1
+    with pytest.raises(Fenced):
+        await store.set(last)
+
+
+async def test_its_counters_come_back_on_their_own_dates_however_old(store: ChannelStore) -> None:
+    """A later date was charged since; no clock went back."""
+    name = (await failed(store)).channel_id
+    await store.count([CounterMove(budgets.opens("api.example.com:443", "2027-03-01"), 1)])
+    before = await store.newest_day()
+    assert await store.revive(name, AGAIN) is not None
+    counters = await store.counters("host-day/")
+    assert counters == {budgets.host_day(TOKEN, "api.example.com:443", "2027-01-15"): AUTHORISED}
+    assert await store.newest_day() == before
+
+
+async def test_a_close_that_was_never_proven_gave_nothing_back(store: ChannelStore) -> None:
+    """An import brings such tombstones. Nothing of theirs can be taken back either; their deposit still comes home."""
+    channel = replace(await proposed(store), status=S.OPEN, pending=None, deposit=DEPOSIT)
+    await store.set(channel)
+    await store.delete(replace(channel, status=S.CLOSED))
+    before = await sums(store)
+    found = await store.revive(channel.channel_id, AGAIN)
+    assert found is not None
+    assert found.status is S.ASIDE
+    assert (before["lifetime/"], before["refunded/"]) == (AUTHORISED, 0)
+    assert await sums(store) == {**before, "escrow/": DEPOSIT}
+
+
+async def test_who_captured_more_than_was_authorised_gave_nothing_back(store: ChannelStore) -> None:
+    channel = replace(await proposed(store), status=S.OPEN, pending=None, deposit=DEPOSIT)
+    await store.set(channel)
+    await store.delete(
+        replace(channel, status=S.CLOSED, captured=AUTHORISED + 1, refunded=DEPOSIT - AUTHORISED - 1)
+    )
+    assert await store.revive(channel.channel_id, AGAIN) is not None
+    assert (await sums(store))["lifetime/"] == AUTHORISED
+
+
+async def test_what_may_not_change_as_it_is_taken_up_again(store: ChannelStore) -> None:
+    name = (await closed(store)).channel_id
+    before = await store.all(), await sums(store)
+    for change in ({"descriptor": {"other": "one"}}, {"channel_id": "0xother"}, {"status": S.DRAINING}):
+        with pytest.raises(Conflict, match="only be set aside"):
+            await store.revive(name, lambda one, change=change: replace(AGAIN(one), **change))  # type: ignore[misc]
+    assert (await store.all(), await sums(store)) == before

@@ -16,6 +16,7 @@ from store import seal
 from store.contract import StoreUnavailable
 from store.lineage import Stamp, Standing
 from store.seal import Keeper, Sealed
+from tests.unit.store.disk import file_descriptors_left, largest_file, watched
 
 HERE = "/home/me/store"
 SEALED = Sealed("id", "s1", 100, HERE)
@@ -181,3 +182,33 @@ async def test_one_that_cannot_be_written_is_said_once_and_stops_nothing(
     await keeper.close()
     assert caplog.text.count("cannot be written") == 1
     assert "[store].seal" in caplog.text
+
+
+def test_it_is_durable_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "seal.json"
+    seen = watched(monkeypatch)
+    seal.write(path, SEALED)
+    (_, _, size), *then = seen
+    assert size == path.stat().st_size  # all of it was there when it was synced
+    assert then == [("rename", "seal.json", 0), ("sync", tmp_path.name, 0)]
+
+
+def test_one_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "seal.json"
+    seal.write(path, SEALED)
+    with largest_file(10), pytest.raises(OSError, match="File too large"):
+        seal.write(path, replace(SEALED, commits=200))
+    assert seal.read(path) == [SEALED]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["seal.json", "seal.json.lock"]
+
+
+def test_one_that_cannot_be_read_is_never_taken_for_none(tmp_path: Path) -> None:
+    path = tmp_path / "seal.json"
+    seal.write(path, SEALED)
+    with (
+        file_descriptors_left(0),
+        pytest.raises(StoreUnavailable, match="cannot be read: Too many open files"),
+    ):
+        seal.read(path)
