@@ -81,7 +81,7 @@ def _let_large_bodies_pass(chosen: options.Options) -> None:
     """Through hosts that no rule names, too. Who has mitmproxy keep flows, or work on bodies, gets them whole."""
     keeps = chosen.save_stream_file or chosen.modify_body or chosen.scripts or getattr(chosen, "hardump", "")
     if not keeps and chosen.stream_large_bodies is None:
-        chosen.update(stream_large_bodies=LARGE_BODY)
+        chosen.update(stream_large_bodies=LARGE_BODY)  # type: ignore[no-untyped-call]
 
 
 def _look_less_often() -> None:
