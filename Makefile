@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 # One more than cores: many tests wait for processes of their own.
-WORKERS ?= 3
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 .PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage mutation clean crash node bench
 

@@ -20,7 +20,6 @@ from mitmproxy.proxy import layer
 
 from proxy_addon import config
 from proxy_addon.core.errors import BursarError
-from proxy_addon.core.headers import is_event_stream
 from proxy_addon.mitm import compat, door, peers
 from proxy_addon.mitm.dialing import Dialing
 from proxy_addon.mitm.draining import Draining
@@ -28,6 +27,7 @@ from proxy_addon.mitm.guard import guard_logs
 from proxy_addon.mitm.hooks import AnsweredErrand, PrepareErrand
 from proxy_addon.mitm.paying import Limits
 from proxy_addon.mitm.replay import Replay
+from proxy_addon.mitm.unwatched import Events
 from proxy_addon.mitm.websocket import Sockets
 from proxy_addon.payer.gate import PaymentGate
 from proxy_addon.runtime import Runtime, egress_of, open_runtime
@@ -49,7 +49,7 @@ class BursarAddon:
         self.cause: Exception | None = None  # the same, where an exception said so
         self.dialing = Dialing()
         self.draining = Draining()
-        self.addons = (door.Door(), self.dialing, self.draining)  # mitmproxy calls its hooks, too
+        self.addons = (door.Door(), self.dialing, self.draining, Events())  # mitmproxy calls its hooks, too
         self._gate: PaymentGate | None = None
         self._replay: Replay | None = None
         self._sockets: Sockets | None = None
@@ -162,16 +162,10 @@ class BursarAddon:
             self._sockets.dropped(flow)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        response = flow.response
-        if response is None:
-            return
-        if self._sockets is not None and response.status_code != 101:
+        if self._sockets is not None and flow.response is not None and flow.response.status_code != 101:
             self._sockets.dropped(flow)
-        if response.status_code == 402:
-            if self._gate is not None:
-                self._gate.stranger(flow)
-        elif not response.stream and is_event_stream(response.headers.get("content-type", "")):
-            response.stream = True  # of any host: mitmproxy would keep the events back until the last one
+        if self._gate is not None and flow.response is not None and flow.response.status_code == 402:
+            self._gate.stranger(flow)
 
     def client_disconnected(self, client: Client) -> None:
         if self._replay is not None:

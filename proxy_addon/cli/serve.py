@@ -25,9 +25,7 @@ from proxy_addon.cli.failure import ExitCode, Failure, failure_of
 from proxy_addon.cli.home import home_of
 from proxy_addon.mitm import dispatch, door
 from proxy_addon.mitm.intake import Intake
-
-LARGE_BODY: Final = "1m"
-"""From this size on a body is passed on as it comes, as mitmproxy writes sizes; smaller ones in one piece."""
+from proxy_addon.mitm.unwatched import let_large_bodies_pass
 
 _OPEN_DOOR: Final = (
     "at %s, other machines could spend from this wallet: nobody is asked for a password. Name a file of users and"
@@ -77,13 +75,6 @@ class Ready:
         master.shutdown()
 
 
-def _let_large_bodies_pass(chosen: options.Options) -> None:
-    """Through hosts that no rule names, too. Who has mitmproxy keep flows, or work on bodies, gets them whole."""
-    keeps = chosen.save_stream_file or chosen.modify_body or chosen.scripts or getattr(chosen, "hardump", "")
-    if not keeps and chosen.stream_large_bodies is None:
-        chosen.update(stream_large_bodies=LARGE_BODY)  # type: ignore[no-untyped-call]
-
-
 def _look_less_often() -> None:
     """What is there now stays to the end: the garbage collector need not walk through it for every few requests.
 
@@ -131,7 +122,7 @@ def serve(
                 if why := intake.why_not(self.options):
                     raise Failure(why, ExitCode.USAGE)
                 intake.gone = self._deserted
-            _let_large_bodies_pass(self.options)
+            let_large_bodies_pass(self.options)
             if doors := door.open_doors(door.to_listen(self.options), self.options):
                 raise Failure(_OPEN_DOOR % doors, ExitCode.CONFIG)
             await super().run()

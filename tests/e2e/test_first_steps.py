@@ -30,8 +30,10 @@ def commands(page: str, after: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("page", "after"),
-    [("docs/first-steps.md", "# First steps"), ("README.md", "\n## Use it")],
-    ids=["guide", "readme"],
+    [
+        pytest.param("docs/first-steps.md", "# First steps", id="guide"),
+        pytest.param("README.md", "\n## Use it", id="readme", marks=pytest.mark.long),
+    ],
 )
 def test_followed_to_the_letter(devnet: Devnet, tmp_path: Path, page: str, after: str) -> None:
     """Only the addresses are others: of the API, and of the test network, which is the one on this machine."""

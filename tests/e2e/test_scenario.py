@@ -11,7 +11,7 @@ from tests.peers.devnet import Devnet
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("protocol", ["v2", "v1"])
+@pytest.mark.parametrize("protocol", ["v2", pytest.param("v1", marks=pytest.mark.long)])
 def test_a_channels_life(devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy, protocol: str) -> None:
     seller = devnet.seller
     if protocol == "v1":

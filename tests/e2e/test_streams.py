@@ -81,7 +81,13 @@ def by_axios(proxy: Proxy, net: Devnet, query: str) -> None:
 
 
 Client = Callable[[Proxy, Devnet, str], None]
-CLIENTS = [by_curl, by_curl_over_http2, by_httpx, by_httpx_sse, by_openai, by_axios]
+CLIENTS = [
+    *(by_curl, by_openai),
+    *(
+        pytest.param(one, marks=pytest.mark.long)
+        for one in (by_curl_over_http2, by_httpx, by_httpx_sse, by_axios)
+    ),
+]
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)

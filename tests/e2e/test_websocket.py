@@ -159,9 +159,9 @@ def test_a_challenge_that_expires_meanwhile_is_asked_for_anew(
     ("limits", "messages", "reason"),
     [
         ({"max_per_stream": "0.03"}, 3, "over-stream-total"),
-        ({"max_per_day": "0.02"}, 2, "over-stream-total"),
+        pytest.param({"max_per_day": "0.02"}, 2, "over-stream-total", marks=pytest.mark.long),
         ({"max_per_day": "0.02", "max_per_stream": "4"}, 2, "limit-reached"),
-        ({"max_stream_step": "0.005"}, 1, "over-stream-step"),
+        pytest.param({"max_stream_step": "0.005"}, 1, "over-stream-step", marks=pytest.mark.long),
     ],
 )
 def test_ends_where_a_limit_is(
