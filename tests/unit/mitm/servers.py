@@ -161,6 +161,7 @@ class Exchange:
         self.write(b"%x\r\n%s\r\n" % (len(data), data))
         try:
             await self.writer.drain()
+            await asyncio.sleep(0)  # or who writes without end never hears that the connection is lost
         except ConnectionError as error:
             raise Gone from error
 
