@@ -26,7 +26,7 @@ def main() -> int:
         processes, _, payments = options.budget.partition("x")
         return _tell(asyncio.run(spend_all(options.seed, int(processes), int(payments))), options.seed)
     if options.proxies is not None:
-        return _tell(asyncio.run(kill_proxies(options.seed, options.proxies)), options.seed)
+        return _tell(asyncio.run(kill_proxies(options.seed, options.proxies, _so_far)), options.seed)
     tally = asyncio.run(
         campaign(options.seed, options.kills, only=options.wallet, lanes=options.lanes, say=_Progress())
     )
@@ -44,6 +44,10 @@ def _tell(found: Tally | Spending | Proxied, seed: int) -> int:
     for violation in found.violations[:20]:
         print(f"VIOLATION {violation}")
     return 0 if found.ok else 1
+
+
+def _so_far(found: Proxied) -> None:
+    print(f"… {found.kills} kills, {len(found.violations)} violations", file=sys.stderr, flush=True)
 
 
 class _Progress:

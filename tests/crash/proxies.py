@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,7 +218,8 @@ async def _look(runtime: Runtime) -> Report:
     )
 
 
-async def kill_proxies(seed: int, kills: int) -> Proxied:
+async def kill_proxies(seed: int, kills: int, say: Callable[[Proxied], None] = lambda found: None) -> Proxied:
+    """`say` hears what there is so far, after each wallet."""
     started, result, number = time.monotonic(), Proxied(), 0
     while result.kills < kills:
         home = Path(tempfile.mkdtemp(prefix="bursar-proxies-"))
@@ -228,5 +229,6 @@ async def kill_proxies(seed: int, kills: int) -> Proxied:
         finally:
             shutil.rmtree(home, ignore_errors=True)
         number += 1
+        say(result)
     result.seconds = time.monotonic() - started
     return result
