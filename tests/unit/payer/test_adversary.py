@@ -17,7 +17,7 @@ from proxy_addon.core.messages import format_receipt
 from proxy_addon.core.repair import MAX_BUMPS, MAX_RESENDS
 from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
-from proxy_addon.payer import opening
+from proxy_addon.payer import desk, opening
 from tests.unit.core.test_repair import KINDS
 from tests.unit.payer.shop import Payer, Shop
 
@@ -90,10 +90,11 @@ def _fields(one: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_chain() -> Iterator[None]:
-    """The chain is asked without pauses."""
+    """The chain is asked without pauses; and nobody waits long for an opening whose time passes between bursts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "FIRST_WAIT_S", 0.001)
         patch.setattr(opening, "LONGEST_WAIT_S", 0.001)
+        patch.setattr(desk, "PATIENCE_S", 0.5)
         yield
 
 
