@@ -217,6 +217,20 @@ def test_tidying_up_is_no_condition(directory: Path, locks: list[OwnerLock]) -> 
     assert locks[0].alive(locks[0].owner_id)
 
 
+def test_what_cannot_be_tidied_up_stays(directory: Path, locks: list[OwnerLock], tmp_path: Path) -> None:
+    """A link is not followed: what it names is not ours to remove. The others are gone all the same."""
+    OwnerLock(directory).release()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch()
+    link = directory / ("a" * 32 + ".lock")
+    link.symlink_to(elsewhere)
+    gone = dead(directory, "d" * 32)
+    locks.append(OwnerLock(directory))
+    assert link.is_symlink()
+    assert elsewhere.exists()
+    assert not gone.exists()
+
+
 def test_asking_leaves_nothing_open_and_says_yes_or_no(directory: Path, locks: list[OwnerLock]) -> None:
     locks += [OwnerLock(directory), OwnerLock(directory)]
     dead(directory, "d" * 32)
