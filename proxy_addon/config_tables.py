@@ -110,6 +110,7 @@ class Host(Table):
     max_deposits_per_day: Amount | None = None
     max_channels_per_scope: Count = Field(default=4, ge=1)
     authorise_ahead: Amount = "0"
+    reserve: Amount | None = None
     max_stream_step: Amount | None = None
     max_stream_per_second: Amount | None = None
     max_per_stream: Amount | None = None

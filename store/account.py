@@ -5,6 +5,8 @@ The rules, first (amounts in base units, times in ms):
 - ``authorised = paid + uncertain + held + free``, each ≥ 0, and ``authorised ≤ ceiling`` (the deposit).
 - ``authorised`` only rises, and only by `raise_authorised`, which a commit makes durable before anything is
   signed. Every voucher that leaves carries at most ``authorised``.
+- What is raised is *reserved* until a voucher carries it (`issue`): nobody can have charged it before that. So
+  ``issued = authorised − reserved`` is the highest that any voucher may have carried; it only rises, too.
 - A request in flight holds its price. When it ends, the hold becomes *paid*, *uncertain* or *free*, by what
   the wire showed.
 - A server's word (`receipt`) moves money between *uncertain* and *free* only, and only if its request was
@@ -104,7 +106,10 @@ Move = Sent | Grown | Ended | Probed | WrittenOff | Reconciled
 
 
 def raise_authorised(channel: Channel, amount: int) -> Channel:
-    """Allow vouchers up to `amount` more. Nothing may be signed until the returned record is durable."""
+    """Allow vouchers up to `amount` more. Nothing may be signed until the returned record is durable.
+
+    It is reserved until `issue` says that a voucher carries it.
+    """
     if amount < 0:
         raise IllegalMove(f"authorised of {channel.channel_id} would fall by {-amount}")
     if channel.authorised + amount > channel.ceiling:
@@ -112,7 +117,14 @@ def raise_authorised(channel: Channel, amount: int) -> Channel:
             f"authorised of {channel.channel_id} would be {channel.authorised + amount},"
             f" over its deposit of {channel.ceiling}"
         )
-    return replace(channel, authorised=channel.authorised + amount)
+    return replace(channel, authorised=channel.authorised + amount, reserved=channel.reserved + amount)
+
+
+def issue(channel: Channel, amount: int) -> Channel:
+    """The next voucher carries `amount` more than the last: out of what is reserved. It must be durable by now."""
+    if not 0 <= amount <= channel.reserved:
+        raise IllegalMove(f"{channel.channel_id} has {channel.reserved} reserved, not {amount}")
+    return replace(channel, reserved=channel.reserved - amount)
 
 
 def hold(
@@ -125,9 +137,9 @@ def hold(
     expires_at: int,
     fingerprint: str,
 ) -> tuple[Channel, Hold]:
-    """Reserve `amount` out of ``free`` for one request; commits nothing, signs nothing."""
-    if amount < 0 or amount > channel.free:
-        raise IllegalMove(f"{channel.channel_id} has {channel.free} free, not {amount}")
+    """Keep `amount` of what the voucher covers for one request; commits nothing, signs nothing."""
+    if amount < 0 or amount > channel.spare:
+        raise IllegalMove(f"{channel.channel_id} has {channel.spare} to spare, not {amount}")
     seq = channel.seq + 1
     held = Hold(
         request_id=request_id,
@@ -143,10 +155,10 @@ def hold(
 
 
 def grow(channel: Channel, move: Grown) -> Channel:
-    """A stream's hold takes `amount` more out of ``free``, for the voucher that goes out next."""
+    """A stream's hold takes `amount` more of what the voucher that goes out next covers."""
     old = _find(channel, move.request_id)
-    if move.amount < 0 or move.amount > channel.free:
-        raise IllegalMove(f"{channel.channel_id} has {channel.free} free, not {move.amount}")
+    if move.amount < 0 or move.amount > channel.spare:
+        raise IllegalMove(f"{channel.channel_id} has {channel.spare} to spare, not {move.amount}")
     return _grown(channel, old, move)
 
 
@@ -180,7 +192,7 @@ def end(channel: Channel, move: Ended) -> Channel:
         case _:
             assert_never(move.ending)
     if move.accepted:
-        changed["accepted"] = max(channel.accepted, min(move.accepted, channel.authorised))
+        changed["accepted"] = max(channel.accepted, min(move.accepted, channel.issued))
         if move.ending is not Ending.FREE:  # a voucher that was taken for nothing is no sign of health
             changed["clean_needed"] = max(0, channel.clean_needed - (move.ending is Ending.PAID))
             changed["bad_rows"] = 0
@@ -192,7 +204,7 @@ def end(channel: Channel, move: Ended) -> Channel:
 
 def probed(channel: Channel, move: Probed) -> Channel:
     """What a probe that was alone on the channel says; a probe costs nothing and holds nothing."""
-    channel = replace(channel, accepted=max(channel.accepted, min(move.voucher, channel.authorised)))
+    channel = replace(channel, accepted=max(channel.accepted, min(move.voucher, channel.issued)))
     return _receipt(channel, move.spent, seq=move.seq, sent_at=move.sent_at, at=move.at)
 
 
@@ -200,12 +212,15 @@ def proven_accepted(channel: Channel, voucher: int) -> Channel:
     """Our own signature shows that the server has `voucher` (cumulative): knowledge, no money."""
     if voucher > channel.authorised:
         raise IllegalMove(f"{channel.channel_id} has {channel.authorised} authorised, not {voucher}")
-    return replace(channel, accepted=max(channel.accepted, voucher))
+    return replace(_carried(channel, voucher), accepted=max(channel.accepted, voucher))
 
 
 def write_off(channel: Channel, amount: int, at: int) -> Channel:
-    """Our account was too rosy: at most `amount` of what we thought free may have been charged."""
-    moved = min(amount, channel.free)
+    """Our account was too rosy: at most `amount` of what we thought free may have been charged.
+
+    What no voucher has carried cannot have been.
+    """
+    moved = min(amount, channel.spare)
     if moved <= 0:
         return channel
     return replace(_doubt(channel, moved, at), clean_needed=CLEAN_UNTIL_AHEAD)
@@ -216,6 +231,11 @@ def reconciled(channel: Channel, amount: int) -> Channel:
     if not 0 <= amount <= channel.uncertain:
         raise IllegalMove(f"{channel.channel_id} has {channel.uncertain} uncertain, not {amount}")
     return replace(channel, paid=channel.paid + amount, uncertain=channel.uncertain - amount)
+
+
+def proven_settled(channel: Channel, settled: int) -> Channel:
+    """The chain has `settled` (cumulative): so a voucher has carried it."""
+    return replace(_carried(channel, settled), settled=settled)
 
 
 def learn_delta(channel: Channel, voucher: int, per_request: int) -> Channel:
@@ -247,10 +267,12 @@ def apply(channel: Channel, move: Move) -> Channel:
     """One journal line. In a replay a hold may exceed what is free for a moment; `fold` checks the end."""
     match move:
         case Sent(held):
+            channel = _carried(channel, held.voucher)
             if held.request_id in channel.holds:  # sent again under the same hold
                 return replace(channel, holds={**channel.holds, held.request_id: held})
             return _with_hold(replace(channel, seq=channel.seq + 1), held)
         case Grown():
+            channel = _carried(channel, move.voucher)
             growing = channel.holds.get(move.request_id)
             return channel if growing is None else _grown(channel, growing, move)
         case Ended():
@@ -284,7 +306,7 @@ def doubt_everything(channel: Channel, eligible_at: int) -> Channel:
     """After a power cut, or with a journal that makes no sense: all that was not paid may have been charged."""
     channel = replace(channel, holds={}, held=0)
     check(channel)  # before: what is broken must not come out looking whole
-    return _doubt(channel, channel.free, eligible_at)
+    return _doubt(replace(channel, reserved=0), channel.free, eligible_at)
 
 
 def assume_authorised(channel: Channel, authorised: int, eligible_at: int) -> Channel:
@@ -294,7 +316,7 @@ def assume_authorised(channel: Channel, authorised: int, eligible_at: int) -> Ch
     """
     channel = doubt_everything(channel, eligible_at)
     raised = max(0, authorised - channel.authorised)
-    return _doubt(raise_authorised(channel, raised), raised, eligible_at)
+    return _doubt(issue(raise_authorised(channel, raised), raised), raised, eligible_at)
 
 
 def check(channel: Channel) -> None:
@@ -307,11 +329,16 @@ def check(channel: Channel) -> None:
         "uncertain": channel.uncertain,
         "held": channel.held,
         "free": channel.free,
+        "reserved": channel.reserved,
         "authorised": channel.authorised,
     }
     for part, amount in parts.items():
         if amount < 0:
             raise IllegalMove(f"{name}: {part} is {amount}, below zero")
+    if channel.spare < 0:
+        raise IllegalMove(
+            f"{name}: reserved are {channel.reserved}, more than the {channel.free} that are free"
+        )
     if channel.authorised > channel.ceiling:
         raise IllegalMove(
             f"{name}: authorised is {channel.authorised}, over the deposit of {channel.ceiling}"
@@ -332,6 +359,12 @@ def _find(channel: Channel, request_id: str) -> Hold:
 def _after(ended: Hold, move: Ended) -> int:
     """When what a request leaves in doubt is eligible: after it was sent, also within one millisecond."""
     return max(move.at, ended.sent_at + 1)
+
+
+def _carried(channel: Channel, voucher: int) -> Channel:
+    """A voucher of this cumulative amount has left, whatever the record says was reserved when it was written."""
+    reserved = max(0, min(channel.reserved, channel.authorised - voucher))
+    return channel if reserved == channel.reserved else replace(channel, reserved=reserved)
 
 
 def _grown(channel: Channel, old: Hold, move: Grown) -> Channel:
@@ -358,7 +391,7 @@ def _receipt(channel: Channel, spent: int, *, seq: int, sent_at: int, at: int) -
     """Believe a cumulative `spent` as far as it can be about nothing but what is uncertain."""
     overlapped = seq != channel.seq or channel.holds
     still_open = channel.uncertain and channel.eligible_at > sent_at
-    spent = min(spent, channel.authorised)
+    spent = min(spent, channel.issued)
     if overlapped or still_open or spent < channel.paid:
         return channel
     change = spent - channel.paid - channel.uncertain

@@ -176,7 +176,7 @@ class ChannelStore:
                     raise ChannelBusy(channel)
                 recovered = recover(channel)
                 account.check(recovered)
-                if recovered.authorised != channel.authorised:
+                if recovered.authorised != channel.authorised or recovered.issued < channel.issued:
                     raise Conflict(f"recovery must not change authorised of {channel_id}")
                 if _identity(recovered) != _identity(channel):
                     raise Conflict(f"recovery must not change what channel {channel_id} is")
@@ -195,9 +195,9 @@ class ChannelStore:
         """Write the record back, and with it the counters that its raise moves, and its payee's `pin`.
 
         Raises `Fenced` (another owner), `LimitExceeded`, `ClockWentBack`, `PayeeChanged`, `Conflict`
-        (``authorised`` would fall, or was raised without its counters or on a channel that pays nothing any more;
-        counters would get back what was not taken, or twice), `lifecycle.IllegalTransition`. Only after it
-        returned may anything up to the new ``authorised`` be signed.
+        (``authorised`` or ``issued`` would fall; ``authorised`` was raised without its counters or on a channel that
+        pays nothing any more; counters would get back what was not taken, or twice),
+        `lifecycle.IllegalTransition`. Only after it returned may anything up to the new ``authorised`` be signed.
         """
         moves = tuple(counters)
         account.check(channel)
@@ -212,6 +212,8 @@ class ChannelStore:
                 raise Conflict(f"channel {channel.channel_id} cannot change its scope or descriptor")
             if channel.authorised < current.authorised:
                 raise Conflict(f"authorised of {channel.channel_id} would fall below {current.authorised}")
+            if channel.issued < current.issued:
+                raise Conflict(f"a voucher of {current.issued} may have left on {channel.channel_id}")
             advance(current.status, channel.status)
             raised = channel.authorised - current.authorised
             if raised and channel.status not in REUSABLE:
@@ -252,6 +254,7 @@ class ChannelStore:
             if current.owner != self.owner_id or current.epoch != channel.epoch:
                 raise Fenced(f"channel {channel.channel_id} has another owner now (epoch {current.epoch})")
             unwritten = channel.authorised != current.authorised or channel.status is not current.status
+            unwritten = unwritten or channel.issued < current.issued
             if unwritten or _identity(channel) != _identity(current):
                 raise Conflict(f"channel {channel.channel_id} has changes that were not written")
             rows.store(txn, replace(channel, owner=None))
@@ -277,7 +280,7 @@ class ChannelStore:
             if _identity(channel) != _identity(current) or channel.owner != self.owner_id:
                 raise Conflict(f"channel {channel.channel_id} cannot change its scope, descriptor or owner")
             raised = channel.authorised - current.authorised
-            if raised < 0 or channel.free > current.free:
+            if raised < 0 or channel.free > current.free or channel.issued < current.issued:
                 raise Conflict(
                     f"nothing from elsewhere lowers or frees what {channel.channel_id} has authorised"
                 )

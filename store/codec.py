@@ -25,7 +25,8 @@ from store.lifecycle import ChannelStatus
 from store.records import Channel, CounterMove, Hold, JournalMark, PaymentScope, PendingTransaction
 
 FORMAT: Final = 1
-_PREFIX: Final = bytes([FORMAT])
+WITH_RESERVE: Final = 2
+"""Of channel records: one has ``reserved``, and is written so only if it has. The one before reads as 0."""
 _HEADER_BYTES: Final = 5
 
 _INT64_MIN: Final = -(2**63)
@@ -50,6 +51,7 @@ _SPECIAL: Final = (
         "pending",
         "folded",
         "transactions",
+        "reserved",
     ),
 )
 _FIELDS: Final = frozenset((*_STRINGS, *_INTEGERS, *_OPTIONAL_INTEGERS, *_SPECIAL))
@@ -83,14 +85,17 @@ def encode_channel(channel: Channel) -> bytes:
     mark = channel.folded
     record["folded"] = None if mark is None else (mark.journal, mark.line, mark.boot_id)
     record["transactions"] = channel.transactions
-    return seal(_dump(record, f"channel {channel.channel_id}"))
+    version = FORMAT
+    if channel.reserved:
+        record["reserved"], version = channel.reserved, WITH_RESERVE
+    return seal(_dump(record, f"channel {channel.channel_id}"), version)
 
 
 def decode_channel(data: bytes) -> Channel:
     """The record that `encode_channel` wrote. Raises `UnknownVersion`, and nothing else, for any other bytes."""
-    payload = unseal(data, "channel record")
+    payload = unseal(data, "channel record", (FORMAT, WITH_RESERVE))
     try:
-        return _channel(orjson.loads(payload))
+        return _channel(orjson.loads(payload), with_reserve=data[0] == WITH_RESERVE)
     except (ValueError, TypeError, KeyError) as error:
         _damaged("channel record", str(error), error)
 
@@ -114,22 +119,22 @@ def decode_int(data: bytes) -> int:
     return value
 
 
-def seal(payload: bytes) -> bytes:
+def seal(payload: bytes, version: int = FORMAT) -> bytes:
     """`payload` as everything in the store is written: with its format and its checksum."""
-    return _PREFIX + zlib.crc32(payload, FORMAT).to_bytes(4) + payload
+    return bytes((version,)) + zlib.crc32(payload, version).to_bytes(4) + payload
 
 
-def unseal(data: bytes, what: str) -> bytes:
+def unseal(data: bytes, what: str, versions: tuple[int, ...] = (FORMAT,)) -> bytes:
     """What `seal` was given. Raises `UnknownVersion` for any other bytes."""
     if len(data) < _HEADER_BYTES:
         _damaged(what, f"only {len(data)} bytes")
-    if data[0] != FORMAT:
+    if data[0] not in versions:
         raise UnknownVersion(
-            f"a {what} in the store is of format {data[0]}; this bursar reads format {FORMAT}. Nothing was changed."
-            " Install the newer bursar that wrote it, or put back a copy of the store from before."
+            f"a {what} in the store is of format {data[0]}; this bursar reads format {max(versions)}."
+            " Nothing was changed. Install the newer bursar that wrote it, or put back a copy of the store from before."
         )
     payload = data[_HEADER_BYTES:]
-    if zlib.crc32(payload, FORMAT) != int.from_bytes(data[1:_HEADER_BYTES]):
+    if zlib.crc32(payload, data[0]) != int.from_bytes(data[1:_HEADER_BYTES]):
         _damaged(what, "the checksum does not match")
     return payload
 
@@ -180,8 +185,8 @@ def _pending_record(pending: PendingTransaction) -> dict[str, object]:
     }
 
 
-def _channel(record: object) -> Channel:
-    if type(record) is not dict or len(record) != len(_FIELDS):
+def _channel(record: object, *, with_reserve: bool) -> Channel:
+    if type(record) is not dict or len(record) != len(_FIELDS) - (not with_reserve):
         raise ValueError("its fields are not those of a channel")
     values: dict[str, Any] = {name: _string(record[name]) for name in _STRINGS}
     for name in _INTEGERS:
@@ -205,6 +210,7 @@ def _channel(record: object) -> Channel:
     mark = record["folded"]
     values["folded"] = None if mark is None else _mark(mark)
     values["transactions"] = tuple(map(_string, _list(record["transactions"])))
+    values["reserved"] = _integer(record["reserved"]) if with_reserve else 0
     return Channel(**values)
 
 

@@ -40,7 +40,10 @@ def taken_in(incoming: Incoming, *, take_over: bool, eligible_at: int) -> Channe
     One that was moved goes on where it was. Of a copy nothing is free, and unless its user says that no other
     store uses it (`take_over`) it is set aside: not paid with, but there to be closed.
     """
-    channel = replace(without_holds(incoming.channel, eligible_at), owner=None, epoch=0, folded=None)
+    # What is reserved is not told to other stores: as far as this one knows, vouchers may have carried it.
+    channel = replace(
+        without_holds(incoming.channel, eligible_at), owner=None, epoch=0, folded=None, reserved=0
+    )
     if channel.status in FINAL or incoming.moved:
         return channel
     channel = account.doubt_everything(channel, eligible_at)
@@ -76,6 +79,7 @@ def merged(current: Channel, incoming: Incoming, eligible_at: int) -> Channel:
         authorised=authorised,
         paid=paid,
         uncertain=uncertain,
+        reserved=0,
         eligible_at=max(current.eligible_at, theirs.eligible_at, eligible_at)
         if uncertain > current.uncertain
         else current.eligible_at,

@@ -113,7 +113,10 @@ class JournalMark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """The account of one payment channel. ``authorised = paid + uncertain + held + free``, each ≥ 0."""
+    """The account of one payment channel. ``authorised = paid + uncertain + held + free``, each ≥ 0.
+
+    Of ``free``, ``reserved`` was put on record ahead of use and has been signed for nobody.
+    """
 
     channel_id: str
     scope: PaymentScope
@@ -131,6 +134,7 @@ class Channel:
     eligible_at: int = 0  # from then on nothing in `uncertain` can still become charged
     holds: Mapping[str, Hold] = field(default_factory=dict)  # by request id
     held: int = 0  # the sum of holds
+    reserved: int = 0  # of `free`: on record ahead of use; no voucher has carried it
     accepted: int = 0  # highest voucher the server has taken
     deposit: int = 0  # from the chain only (0 while the opening is pending)
     settled: int = 0  # from the chain only
@@ -156,8 +160,18 @@ class Channel:
 
     @property
     def free(self) -> int:
-        """Headroom that the next request may use without a new voucher."""
+        """Headroom that the next requests may use without a commit."""
         return self.authorised - self.paid - self.uncertain - self.held
+
+    @property
+    def spare(self) -> int:
+        """What of `free` the voucher that is out covers: the next request may use it without a new one."""
+        return self.free - self.reserved
+
+    @property
+    def issued(self) -> int:
+        """The highest cumulative amount that any voucher may have carried."""
+        return self.authorised - self.reserved
 
     @property
     def ceiling(self) -> int:

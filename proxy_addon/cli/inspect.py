@@ -206,7 +206,7 @@ def _how(caps: Caps, prospect: Prospect) -> str:
     )
     match prospect.step:
         case Step.USE:
-            return f"channel {name} has it authorised already: nothing is signed"
+            return f"channel {name} has it authorised already: no limit moves"
         case Step.RAISE:
             return f"resume channel {name} ({left}); sign a voucher for {show(prospect.new_money)} more"
         case Step.TOP_UP:

@@ -269,6 +269,9 @@ max_opens_per_day = 3
 max_channels_per_scope = 4
 # Authorise this much ahead when many requests are in flight; "0" signs for nothing in advance.
 authorise_ahead = "0"
+# When requests come one after another, put so much more on record with a commit, so that the next ones need not wait
+# for the disk. It counts as spent, but is signed for nobody before it is used (default: a hundredth of max_per_day).
+# reserve = "0.01"
 # A metered stream asks for money while it flows. The most that one voucher may add (default: max_price), that
 # a stream may take in a second, and in all (default: max_per_day for both).
 # max_stream_step = "0.10"

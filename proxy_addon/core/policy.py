@@ -83,6 +83,7 @@ class HostRule:
     max_deposits_per_day: str
     max_channels_per_scope: int
     authorise_ahead: str
+    reserve: str | None = None  # a hundredth of max_per_day
     max_stream_step: str = "0"
     max_stream_per_second: str = "0"
     max_per_stream: str = "0"
@@ -177,6 +178,7 @@ class Caps:
     deposits_per_day: int
     channels_per_scope: int
     authorise_ahead: int
+    reserve: int = 0  # put on record ahead of use, signed for nobody
     stream_step: int = 0  # one voucher of a metered stream
     stream_per_second: int = 0
     per_stream: int = 0
@@ -368,6 +370,7 @@ class SpendPolicy:
             deposits_per_day=units(rule.max_deposits_per_day),
             channels_per_scope=rule.max_channels_per_scope,
             authorise_ahead=units(rule.authorise_ahead),
+            reserve=host_day // 100 if rule.reserve is None else units(rule.reserve),
             stream_step=units(rule.max_stream_step),
             stream_per_second=units(rule.max_stream_per_second),
             per_stream=units(rule.max_per_stream),

@@ -93,7 +93,7 @@ def way_out(
     the challenge that came with the refusal asks for another price, or for another channel. `payable`: there is a
     challenge that may be paid now.
     """
-    way = _way_out(status, kind, voucher < channel.authorised, tries, usable=usable, new_terms=new_terms)
+    way = _way_out(status, kind, voucher < channel.issued, tries, usable=usable, new_terms=new_terms)
     if payable or way is Way.DISTRUST:
         return way
     return Way.DISTRUST if way in _MOVES else Way.GIVE_UP

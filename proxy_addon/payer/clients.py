@@ -26,7 +26,7 @@ from store.records import CounterMove
 
 T = TypeVar("T")
 
-SPARE_PRICES: Final = 16
+SPARE_PRICES: Final = 64
 SPARE_SHARE: Final = 32
 """Reserved ahead: so many prices, but never more than this part of the client's limit."""
 
@@ -154,7 +154,7 @@ class Cover:
         moves = {}
         for day, (missing, price) in self._missing.items():
             spare = _spare(day, price)
-            ahead = spare - day.left if (missing or anyway) and 2 * day.left < spare else 0
+            ahead = spare - day.left if (missing or anyway) and 2 * day.left <= spare else 0
             if missing + ahead > 0:
                 moves[day] = CounterMove(day.key, missing + ahead, day.cap.per_day, day.cap.rule)
         return moves

@@ -194,7 +194,7 @@ def _provable(till: Till, asked: Asked, up_to: int) -> int:
 
 
 async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainState) -> int:
-    """What to sign for the close: what the server says was spent, if a probe tells; else all that is authorised.
+    """What to sign for the close: what the server says was spent, if a probe tells; else all that vouchers carried.
 
     Between what was spent and the highest voucher every amount is honoured, and the server takes what was
     spent, so the lowest is the safest to hand out. Where the contract pays out the voucher itself (v1), nothing
@@ -210,7 +210,7 @@ async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainSt
             f"{channel.scope.host} does not say what was spent on {channel.channel_id}, and its contract would pay out"
             f" all that is authorised; bring the deposit home with: bursar channels close --force {channel.channel_id}",
         )
-    return channel.authorised
+    return channel.issued
 
 
 async def _probe(parts: Parts, till: Till, challenge: Challenge) -> int | None:
@@ -221,7 +221,7 @@ async def _probe(parts: Parts, till: Till, challenge: Challenge) -> int | None:
     channel = till.channel
     if channel.equal_refused:
         return None
-    for voucher in dict.fromkeys((channel.accepted, channel.authorised)):
+    for voucher in dict.fromkeys((channel.accepted, channel.issued)):
         if voucher and (spent := await _probe_with(parts, till, challenge, voucher)) is not None:
             return spent
     return None
@@ -350,6 +350,7 @@ async def book_closing(parts: Parts, till: Till, closing: Closing) -> None:
             status=ChannelStatus.CLOSED,
             paid=min(captured, record.authorised),
             uncertain=0,
+            reserved=0,
             holds={},
             held=0,
             settled=captured,

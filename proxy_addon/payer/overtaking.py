@@ -55,6 +55,10 @@ class Unanswered:
             passed.clear()
             self.each_ms = min(MOST_MS, self.each_ms * _LONGER)
 
+    def passes_any(self, voucher: int) -> bool:
+        """Would a voucher of so much leave while a lower one is on its way?"""
+        return any(carried < voucher for carried, _ in self._sent.values())
+
     async def give_way(self, voucher: int) -> None:
         """Return when a voucher of so much may leave. One at a time."""
         left_at = self._lower(voucher)

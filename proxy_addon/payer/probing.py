@@ -51,7 +51,7 @@ def may_probe(till: Till, now: int) -> bool:
         and till.exclusive is None
         and not till.runs_probes
         and channel.eligible_at <= now
-        and channel.authorised > channel.settled  # a voucher that is settled is refused
+        and channel.issued > channel.settled  # a voucher that is settled is refused
         and not channel.equal_refused
     )
 
@@ -79,8 +79,8 @@ async def probe(parts: Parts, till: Till, challenge: Challenge, url: str, origin
         return None
     if till.fenced or not till.closed_there(dated):
         return Told(receipt.spent, before, till.channel.uncertain, believed=False)
-    spent = min(receipt.spent, till.channel.authorised)
-    move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=spent, voucher=channel.authorised)
+    spent = min(receipt.spent, till.channel.issued)
+    move = Probed(seq=seq, sent_at=sent_at, at=parts.now(), spent=spent, voucher=channel.issued)
     till.channel = after = account.probed(till.channel, move)
     believed = after.seq == seq and not after.holds and after.uncertain == spent - after.paid
     token = parts.token(channel.scope.chain, channel.scope.token)
@@ -98,7 +98,7 @@ async def probe(parts: Parts, till: Till, challenge: Challenge, url: str, origin
 
 def _field(till: Till, challenge: Challenge) -> dict[str, str]:
     channel, scope = till.channel, till.channel.scope
-    payload = till.method.voucher_payload(channel, channel.authorised, till.sign_current())
+    payload = till.method.voucher_payload(channel, channel.issued, till.sign_current())
     value = build_credential(challenge, payload, f"did:pkh:{scope.chain}:{scope.payer}")
     return {challenge.credential_header: value}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from proxy_addon.core.dispatch import Demand, can_reuse, raise_sizes
+from proxy_addon.core.dispatch import Demand, can_reuse, needed
 from proxy_addon.core.policy import Caps, Origin
 from proxy_addon.core.terms import Terms
 from proxy_addon.payer import topping
@@ -21,7 +21,7 @@ from store.records import Channel, CounterMove
 class Step(StrEnum):
     """How it would be paid."""
 
-    USE = "use"  # out of what is authorised already: nothing is signed
+    USE = "use"  # out of what is authorised already: no limit is touched
     RAISE = "raise"  # a new voucher on a channel that is open
     TOP_UP = "top-up"
     WAIT = "wait"  # an opening is on its way
@@ -93,13 +93,15 @@ def foresee(
         if can_reuse(channel, terms.price):
             return Prospect(Step.USE, channel, 0, 0, ())
     for channel in usable:
-        (size, *_) = raise_sizes(channel, [Demand(terms.price)], others_in_flight=0, ahead_limit=0)
+        size = needed(channel, Demand(terms.price))
+        if not size:  # it is reserved already
+            return Prospect(Step.USE, channel, 0, 0, ())
         if channel.authorised + size <= channel.ceiling:
             return Prospect(Step.RAISE, channel, size, 0, uses(caps.raise_moves(size, date)))
     for channel in usable:
         added = topping.size(channel, caps, terms, topping.shortfall(channel, Demand(terms.price)))
         if added:
-            size = max(terms.price - channel.free, channel.min_delta)
+            size = needed(channel, Demand(terms.price))
             moves = (*caps.raise_moves(size, date), *caps.deposit_moves(added, date))
             return Prospect(Step.TOP_UP, channel, size, added, uses(moves))
     for channel in found:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from proxy_addon.core.dispatch import raise_sizes, share
+from proxy_addon.core.dispatch import Plan, plans, reserve_for, share, voucher_steps
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.payer.raising import charge
 from proxy_addon.payer.tasks import background
@@ -32,6 +32,7 @@ class Queue:
         self._waiting: list[Waiter] = []
         self._pump: asyncio.Task[None] | None = None
         self._first: str | None = None  # the request that is served before anything is raised again
+        self._alone = 0  # commits in a row that were for one request alone
 
     @property
     def busy(self) -> bool:
@@ -86,8 +87,8 @@ class Queue:
             self._till.check_usable()
             for want, _ in group:
                 self._till.check_shared(want)
-            await self._raise_for([want for want, _ in group])
-            await self._give_way([want for want, _ in group])
+            step = await self._raise_for([want for want, _ in group])
+            await self._give_way([want for want, _ in group], step)
         except (LimitExceeded, NoRoom) as error:
             if len(group) > 1:
                 middle = len(group) // 2
@@ -119,11 +120,13 @@ class Queue:
                 continue
             # A request that was bumped or written off has had its raise; it holds like any other now.
             want.bump = want.write_off = False
-            if self._till.channel.free < want.price:
+            step = min(step, self._till.channel.reserved)
+            if self._till.channel.spare + step < want.price:
                 self._waiting.append((want, future))
                 continue
             try:
-                future.set_result(self._till.grant(want))
+                future.set_result(self._till.grant(want, step))
+                step = 0  # the first of them has taken it for all
             except LocalRefusal as error:
                 want.unclaim()
                 future.set_exception(error)
@@ -132,64 +135,91 @@ class Queue:
                 log.exception("bursar: a payment failed inside")
                 future.set_exception(LocalRefusal("internal", f"{type(error).__name__}; nothing was signed"))
 
-    async def _give_way(self, wants: Sequence[Want]) -> None:
+    async def _give_way(self, wants: Sequence[Want], step: int) -> None:
         """What is raised is durable; it leaves when it overtakes nothing, unless the channel is of no use by then."""
         till = self._till
-        await till.unanswered.give_way(till.channel.authorised)
+        await till.unanswered.give_way(till.channel.issued + step)
         till.check_usable()
         for want in wants:
             till.check_shared(want)
 
-    async def _raise_for(self, wants: Sequence[Want]) -> None:
+    async def _raise_for(self, wants: Sequence[Want]) -> int:
         """Make what `wants` need durable, and charge each request's own limit with its share of it.
 
-        Raises `NoRoom`, `LimitExceeded`; for one alone `LocalRefusal`, too. Then nothing was raised.
+        Returns how much higher the voucher is that it takes. Raises `NoRoom`, `LimitExceeded`; for one alone
+        `LocalRefusal`, too. Then nothing was raised.
         """
         for want in wants:
             if want.write_off:
                 self._till.write_off(want)
         till = self._till
-        if self._sizes(wants) == (0,) and all(till.cover_now(want) for want in wants):
-            return
+        found = self._plans(wants)
+        if found[0].step == 0 and all(till.cover_now(want) for want in wants):
+            return 0
         date = await till.calendar.today(till.channel.scope.chain)
-        sizes = self._sizes(wants)
+        found = self._plans(wants)
         cover = till.clients.cover(date, till.ticks())
         for want in wants:
             forced = want.bump or want.write_off
-            cover.add(want, beyond=share(till.channel, want.price, sizes[0]) if forced else 0)
+            cover.add(want, beyond=share(till.channel, want.price, found[0].step) if forced else 0)
         try:
-            await self._raise_by(sizes, wants, date, cover)
+            return await self._raise_by(found, wants, date, cover)
         except BaseException:
             cover.undo()
             raise
 
-    def _sizes(self, wants: Sequence[Want]) -> tuple[int, ...]:
-        return raise_sizes(
-            self._till.channel,
+    def _plans(self, wants: Sequence[Want]) -> tuple[Plan, ...]:
+        channel, caps = self._till.channel, wants[0].caps
+        steps = voucher_steps(
+            channel,
             [want.demand for want in wants],
-            others_in_flight=len(self._till.channel.holds),
-            ahead_limit=wants[0].caps.authorise_ahead,
+            others_in_flight=len(channel.holds),
+            ahead_limit=caps.authorise_ahead,
+        )
+        reserve = 0
+        if self._is_alone(wants):
+            reserve = reserve_for(wants[0].price, self._alone + 1, caps.reserve)
+        return plans(channel, steps, reserve=reserve)
+
+    def _is_alone(self, wants: Sequence[Want]) -> bool:
+        """One request, none other in flight, and nothing that its server has complained of."""
+        channel = self._till.channel
+        return not (
+            len(wants) > 1
+            or wants[0].bump
+            or wants[0].write_off
+            or channel.holds
+            or channel.clean_needed
+            or channel.equal_refused
         )
 
-    async def _raise_by(self, sizes: Sequence[int], wants: Sequence[Want], date: str, cover: Cover) -> None:
-        """By the first size that fits; with it, what the clients need on their days."""
-        caps = wants[0].caps
+    def reserve_for_stream(self, step: int, want: Want) -> int:
+        """How much to reserve beyond a stream's next step, if that takes a commit. It is alone on its channel."""
+        if not step or step <= self._till.channel.reserved:
+            return 0
+        self._alone += 1
+        return reserve_for(step, self._alone, want.caps.reserve)
+
+    async def _raise_by(self, found: Sequence[Plan], wants: Sequence[Want], date: str, cover: Cover) -> int:
+        """By the first plan that fits; with it, what the clients need on their days."""
+        caps, channel = wants[0].caps, self._till.channel
+        self._alone = self._alone + 1 if self._is_alone(wants) else 0
         failure: LimitExceeded | NoRoom | LocalRefusal | None = None
-        for size in sizes:
-            shares = [share(self._till.channel, want.price, size) for want in wants]
-            if self._till.channel.authorised + size > self._till.channel.ceiling:
+        for plan in found:
+            shares = [share(channel, want.price, plan.step) for want in wants]
+            if self._till.channel.authorised + plan.raised > self._till.channel.ceiling:
                 failure = NoRoom(f"the deposit of {self._till.channel.channel_id} is used up")
                 continue
             if (failure := over_limit(wants, shares)) is not None:
                 continue
             try:
-                await charge(self._till, size, caps, date, cover)
+                await charge(self._till, plan.raised, caps, date, cover)
             except LimitExceeded as error:
                 failure = error
                 continue
             for want, one in zip(wants, shares, strict=True):
                 want.tries.new_money += one
-            return
+            return plan.step
         assert failure is not None
         raise failure
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from proxy_addon.core.policy import Caps
@@ -29,13 +31,18 @@ async def charge(till: Till, raised: int, caps: Caps, date: str, cover: Cover) -
     await cover.reserve(commit, anyway=raised > 0)
 
 
-async def charge_stream(till: Till, raised: int, amount: int, want: Want) -> None:
-    """The same for a stream whose hold grows by `amount`. Raises `LocalRefusal`."""
+async def charge_stream(till: Till, sizes: Sequence[int], amount: int, want: Want) -> None:
+    """The same for a stream whose hold grows by `amount`, by the first of `sizes` that fits. Raises `LocalRefusal`."""
     date = await till.calendar.today(till.channel.scope.chain)
     cover = till.clients.cover(date, till.ticks())
     cover.grow(want, amount)
+    *preferred, least = sizes
     try:
-        await charge(till, raised, want.caps, date, cover)
+        for raised in preferred:
+            with contextlib.suppress(LimitExceeded):
+                await charge(till, raised, want.caps, date, cover)
+                return
+        await charge(till, least, want.caps, date, cover)
     except BaseException as error:
         cover.undo()
         match error:

@@ -9,7 +9,7 @@ request would not carry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from proxy_addon.audit import amount_fields, iso
@@ -74,7 +74,7 @@ async def _reconcile(parts: Parts, till: Till) -> str:
         return f"it is {till.channel.status}, and its close decides: {close}"
     settled = max(channel.settled, min(state.settled, channel.deposit))
     if settled != channel.settled:
-        await till.commit(change=lambda record: replace(record, settled=settled))
+        await till.commit(change=lambda record: account.proven_settled(record, settled))
     return await _ask_server(parts, till) if channel.uncertain else ""
 
 

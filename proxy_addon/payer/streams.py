@@ -117,7 +117,7 @@ class MeteredStream:
         if need.required_cumulative > self._required:
             self._required = need.required_cumulative
             # It asked for its next unit: everything before that was delivered, out of what it had a voucher for.
-            before = min(self._required - self.attempt.want.price, self.attempt.grant.till.channel.authorised)
+            before = min(self._required - self.attempt.want.price, self.attempt.grant.till.channel.issued)
             self._delivered = max(self._delivered, before)
         if self._closed or self.stop_reason is not None:
             return
@@ -183,7 +183,7 @@ class MeteredStream:
         till, want, hold = self.attempt.grant.till, self.attempt.want, self.attempt.grant.hold
         await self.attempt.offer.desk.decided(till)
         till.check_usable()  # an opening that has failed has ended our hold
-        more = required - till.channel.authorised
+        more = required - till.channel.issued
         if more <= 0:
             return till.current(hold)
         more = max(more, till.channel.min_delta)
@@ -201,16 +201,17 @@ class MeteredStream:
                 f" {token.show(self.limits.total)} ({want.caps.rule})",
             )
         await self._pace(more)
-        if till.channel.authorised + more > till.channel.ceiling and not await self._make_room(more):
+        raised = max(0, more - till.channel.reserved)
+        if till.channel.authorised + raised > till.channel.ceiling and not await self._make_room(raised):
             raise LocalRefusal(
                 "deposit-used-up",
                 f"the deposit of {till.channel.channel_id} does not cover what {self._host} asks for a stream"
                 f" ({token.show(more)} more), and it was not topped up",
             )
-        # All that is free on a channel that a stream has to itself is the stream's.
+        # All that its voucher covers on a channel that a stream has to itself is the stream's.
         self._busy = True
         try:
-            grant = await till.grow(hold, till.channel.free + more, want)
+            grant = await till.grow(hold, till.channel.spare + more, want)
         finally:
             self._busy = False
         self._total += more
@@ -279,7 +280,7 @@ class MeteredStream:
                 till.channel = account.learn_delta(
                     till.channel, grant.amount, self.attempt.want.caps.per_request
                 )
-                return await self._grant(till.channel.authorised + till.channel.min_delta)
+                return await self._grant(till.channel.issued + till.channel.min_delta)
             case Way.DEPOSIT:
                 if await self._make_room(till.channel.min_delta):
                     return till.current(hold)

@@ -1,8 +1,9 @@
 """One channel that this process owns. All that concerns it happens here, in one order.
 
-The order of a payment: hold what is free, or commit a raise for all that wait; when the commit is durable,
-sign exactly ``authorised``; write the ledger's line; only then hand out the voucher. After a crash between
-any two of these, the store allows at least what has left, and the ledger names what was on its way.
+The order of a payment: hold what the voucher that is out covers, or commit a raise for all that wait; when the
+commit is durable, sign exactly ``issued``; write the ledger's line; only then hand out the voucher. After a crash
+between any two of these, the store allows at least what has left, and the ledger names what was on its way. What a
+commit has reserved beyond that needs none of its own: then the order begins with the signature.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proxy_addon.audit import Audit, Clock
-from proxy_addon.core.dispatch import can_reuse, needed
+from proxy_addon.core.dispatch import can_reuse, needed, plans, share, voucher_steps
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.methods.contract import Method
 from proxy_addon.payer import raising
@@ -108,7 +109,7 @@ class Till:
         return self.channel.authorised + needed(self.channel, want.demand) <= self.channel.ceiling
 
     def take_now(self, want: Want) -> Grant | None:
-        """A grant out of what is free, with the voucher that is already signed; None if that needs a commit."""
+        """A grant with the voucher that is signed already, or with one out of the reserve; None if it has to wait."""
         if (
             self._queue.busy
             or not self.usable
@@ -116,18 +117,37 @@ class Till:
             or want.metered
             or want.bump
             or want.write_off
-            or self._signed is None
-            or self._signed[0] != self.channel.authorised
-            or not can_reuse(self.channel, want.price)
         ):
             return None
+        signed = self._signed is not None and self._signed[0] == self.channel.issued
+        step = 0
+        if not (signed and can_reuse(self.channel, want.price)):
+            step = self._step_now(want)
+            if not step:
+                return None
         if not self.cover_now(want):
             return None
         try:
-            return self.grant(want)
+            grant = self.grant(want, step)
         except BaseException:
             want.let_go(charged=False)
             raise
+        want.tries.new_money += share(self.channel, want.price, step)
+        return grant
+
+    def _step_now(self, want: Want) -> int:
+        """How much higher a voucher out of the reserve is that may leave at once; 0 if none may."""
+        channel = self.channel
+        if not channel.reserved or channel.equal_refused:
+            return 0
+        (step,) = voucher_steps(channel, (want.demand,), others_in_flight=0, ahead_limit=0)
+        if (
+            step > channel.reserved
+            or self.unanswered.passes_any(channel.issued + step)
+            or want.tries.new_money + share(channel, want.price, step) > want.caps.per_request
+        ):
+            return 0
+        return step
 
     def cover_now(self, want: Want) -> bool:
         """Count `want`'s price on its client's day, if that needs no commit."""
@@ -164,7 +184,7 @@ class Till:
         if voucher > grant.amount:
             self.unanswered.overtaken(grant.hold.request_id)
         else:
-            voucher = self.channel.authorised
+            voucher = self.channel.issued
         self.channel, hold = account.restamp(
             self.channel, grant.hold.request_id, voucher=voucher, expires_at=want.expires_at
         )
@@ -221,38 +241,45 @@ class Till:
             self._queue.kick()
 
     async def grow(self, hold: Hold, amount: int, want: Want) -> Grant:
-        """A voucher for `amount` more on a stream's hold, out of what is free and a raise for the rest.
+        """A voucher for `amount` more on a stream's hold, out of what the last one covers and a step for the rest.
 
         The raise is durable, and the ledger has the voucher's line, before the signature is handed out.
         Raises `LocalRefusal` (limits, deposit used up, fenced): then nothing was signed.
         """
         self.check_usable()
-        raised = max(0, amount - self.channel.free)
-        if raised:
-            raised = max(raised, self.channel.min_delta)
-            if self.channel.authorised + raised > self.channel.ceiling:
-                raise deposit_used_up(self.channel, want)
-        if raised or want.client_cap is not None:
-            await raising.charge_stream(self, raised, amount, want)
-        move = Grown(hold.request_id, amount, self.channel.authorised)
-        self.channel = account.grow(self.channel, move)
+        step = max(0, amount - self.channel.spare)
+        if step:
+            step = max(step, self.channel.min_delta)
+        found = plans(self.channel, (step,), reserve=self._queue.reserve_for_stream(step, want))
+        found = tuple(one for one in found if self.channel.authorised + one.raised <= self.channel.ceiling)
+        if not found:
+            raise deposit_used_up(self.channel, want)
+        if found[-1].raised or want.client_cap is not None:
+            await raising.charge_stream(self, [one.raised for one in found], amount, want)
+        before = self.channel
+        channel = account.issue(before, min(step, before.reserved))
+        move = Grown(hold.request_id, amount, channel.issued)
+        self.channel = account.grow(channel, move)
         self.last_used = self.ticks()
-        signature = self._sign(move.voucher)
-        fields = voucher_fields(want, cumulative=move.voucher, amount=amount)
         try:
+            signature = self._sign(move.voucher)
+            fields = voucher_fields(want, cumulative=move.voucher, amount=amount)
             self._audit.move("voucher", fields, channel_id=self.channel.channel_id, move=move)
-        except StoreError as error:
-            raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
+        except BaseException as error:
+            self.channel = before  # nothing left: it never grew
+            if isinstance(error, StoreError):
+                raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
+            raise
         return Grant(self, self.channel, self.channel.holds[hold.request_id], move.voucher, signature)
 
     def current(self, hold: Hold) -> Grant:
         """The current voucher once more, for a stream: no new money."""
-        held, amount = self.channel.holds[hold.request_id], self.channel.authorised
+        held, amount = self.channel.holds[hold.request_id], self.channel.issued
         return Grant(self, self.channel, held, amount, self.sign_current())
 
     def write_off(self, want: Want) -> None:
         """What we thought free may have been charged; see `account.write_off`."""
-        amount = self.channel.free
+        amount = self.channel.spare
         if amount <= 0:
             return
         move = WrittenOff(amount, self._now())
@@ -261,15 +288,17 @@ class Till:
 
     # -- signing
 
-    def grant(self, want: Want) -> Grant:
+    def grant(self, want: Want, step: int = 0) -> Grant:
+        """A hold, and the voucher for it, which is `step` higher than the last: so much of the reserve is issued."""
         now = self._now()
         self.last_used = self.ticks()
         before = self.channel
+        channel = account.issue(before, step) if step else before
         self.channel, hold = account.hold(
-            self.channel,
+            channel,
             want.facts.request_id,
             want.price,
-            voucher=self.channel.authorised,
+            voucher=channel.issued,
             sent_at=now,
             expires_at=want.expires_at,
             fingerprint=want.fingerprint,
@@ -304,8 +333,8 @@ class Till:
         return self._signed[1]
 
     def sign_current(self) -> bytes:
-        """The highest voucher that is durable, once more: no new money. Raises `LocalRefusal`, `SignerRefused`."""
-        return self._sign(self.channel.authorised)
+        """The highest voucher that may have left, once more: no new money. Raises `LocalRefusal`, `SignerRefused`."""
+        return self._sign(self.channel.issued)
 
     # -- endings
 
@@ -339,7 +368,7 @@ class Till:
         hold = self.channel.holds[hold.request_id]  # it may have grown
         voucher = hold.voucher
         if spent is not None:  # more than was signed cannot be; and a replay must see what we saw
-            spent = min(spent, self.channel.authorised)
+            spent = min(spent, self.channel.issued)
         move = Ended(hold.request_id, ending, now, spent, voucher if accepted else 0, charged)
         before, self.channel = self.channel, account.end(self.channel, move)
         if ending is Ending.UNKNOWN:

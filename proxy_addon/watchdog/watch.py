@@ -25,6 +25,7 @@ from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
 from proxy_addon.watchdog.ends import Ends
 from proxy_addon.watchdog.rules import Rules, Step, decide
+from store import account
 from store.account import IllegalMove
 from store.channels import ChannelBusy, Fenced
 from store.contract import StoreError
@@ -176,7 +177,9 @@ class Watchdog:
         settled = min(state.settled, till.channel.authorised)
         if not await noticing.notice(self._parts, till, state) and settled > till.channel.settled:
             idle_since = till.channel.updated_at
-            await till.commit(change=lambda record: replace(record, settled=settled, updated_at=idle_since))
+            await till.commit(
+                change=lambda record: replace(account.proven_settled(record, settled), updated_at=idle_since)
+            )
 
     async def _ended(self, channel: Channel, state: ChainState, tries: Tries) -> bool:
         """Does an event say what became of a channel that is not there? Else it is counted as missing once more."""

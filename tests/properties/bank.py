@@ -185,7 +185,7 @@ class Commit:
     counters: tuple[CounterMove, ...]
     raised: int
     change: Callable[[Channel], Channel] | None
-    request: tuple[str, int] | None  # who waits: request id, price
+    request: tuple[str, int, int] | None  # who waits: request id, price, and how much higher its voucher is
 
 
 class Process:
@@ -232,13 +232,16 @@ class Process:
 
     # -- moving
 
-    def hold(self, channel_id: str, request_id: str, price: int, now: int, expires_at: int) -> Flight:
-        channel = self.channels[channel_id]
+    def hold(
+        self, channel_id: str, request_id: str, price: int, now: int, expires_at: int, step: int = 0
+    ) -> Flight:
+        """`step`: the voucher is so much higher than the last, out of what is reserved."""
+        channel = account.issue(self.channels[channel_id], step)
         channel, held = account.hold(
             channel,
             request_id,
             price,
-            voucher=channel.authorised,
+            voucher=channel.issued,
             sent_at=now,
             expires_at=expires_at,
             fingerprint="f",
@@ -252,7 +255,7 @@ class Process:
         channel, held = account.restamp(
             self.channels[flight.channel_id],
             flight.request_id,
-            voucher=self.channels[flight.channel_id].authorised,
+            voucher=self.channels[flight.channel_id].issued,
             expires_at=flight.expires_at,
         )
         self.journal.append({"kind": "sent"}, channel_id=flight.channel_id, move=Sent(held))
@@ -267,13 +270,13 @@ class Process:
         voucher = channel.holds[flight.request_id].voucher
         if spent is not None:
             # As far as it can be true: the fold, which sees a raise on its way as done, must not hear more.
-            spent = min(spent, channel.authorised)
+            spent = min(spent, channel.issued)
         move = Ended(flight.request_id, ending, now, spent, voucher if accepted else 0)
         self.journal.append({"kind": "ended"}, channel_id=flight.channel_id, move=move)
         self.channels[flight.channel_id] = account.end(channel, move)
 
     def probed(self, probe: Probe, now: int) -> None:
-        spent = min(probe.spent, self.channels[probe.channel_id].authorised)
+        spent = min(probe.spent, self.channels[probe.channel_id].issued)
         move = Probed(probe.seq, probe.sent_at, now, spent, probe.voucher)
         self.journal.append({"kind": "probed"}, channel_id=probe.channel_id, move=move)
         self.channels[probe.channel_id] = account.probed(self.channels[probe.channel_id], move)
@@ -286,7 +289,7 @@ class Process:
         raised: int = 0,
         counters: tuple[CounterMove, ...] = (),
         change: Callable[[Channel], Channel] | None = None,
-        request: tuple[str, int] | None = None,
+        request: tuple[str, int, int] | None = None,
     ) -> None:
         target = replace(self.channels[channel_id], folded=self.journal.mark)
         if change is not None:
@@ -325,6 +328,12 @@ class Process:
         self.channels.clear()
         self.commits.clear()
         self.journal.close()
+
+
+def step_for(channel: Channel, price: int) -> int:
+    """How much higher the voucher has to be for one more request of `price`."""
+    missing = max(0, price - channel.spare)
+    return max(missing, channel.min_delta) if missing else 0
 
 
 def date_of(now: int) -> str:

@@ -55,7 +55,20 @@ deposits = st.sampled_from([40, 300, 2_000])
 FATES = ("arrives", "whole", "cut", "no receipt", "lost", "never left", "drop")
 EVERYTHING = [
     *(*FATES, "arrives", "arrives", "whole", "whole", "lost"),
-    *("pay", "pay", "pay", "pay ahead", "raise", "commit", "commit", "one", "one", "probe", "probe"),
+    *(
+        "pay",
+        "pay",
+        "pay",
+        "pay ahead",
+        "pay, reserve",
+        "raise",
+        "commit",
+        "commit",
+        "one",
+        "one",
+        "probe",
+        "probe",
+    ),
 ]
 Lie = tuple[int, str | None, int | None]
 Opening = tuple[PaymentScope, bool, int, int]
@@ -225,7 +238,21 @@ class AccountMachine(World):
         self.traffic(script)
 
     @precondition(lambda self: self.owned(OPEN))
-    @rule(script=scripts(["one", "one", "one, lost", "one, lost", "one, without receipt", "probe", "probe"]))
+    @rule(
+        script=scripts(
+            [
+                "one",
+                "one",
+                "one",
+                "pay, reserve",
+                "one, lost",
+                "one, lost",
+                "one, without receipt",
+                "probe",
+                "probe",
+            ]
+        )
+    )
     def quiet_hour(self, script: Script) -> None:
         """One after the other, and now and then a question."""
         self.traffic(script)
@@ -256,6 +283,8 @@ class AccountMachine(World):
                 self._pay(process, channel_id, price, 0, False)
             case "pay ahead":
                 self._pay(process, channel_id, price, 3 * price, False)
+            case "pay, reserve":
+                self._pay(process, channel_id, price, 0, False, reserve=5 * price)
             case "raise":
                 self._pay(process, channel_id, price, 0, True)
             case "probe":
@@ -319,15 +348,15 @@ class AccountMachine(World):
 
     def _probe(self, process: Process, channel_id: str, lie: int, *, at_once: bool) -> None:
         channel, server = process.channels[channel_id], self.servers[channel_id]
-        if channel.holds or process.durable[channel_id] < channel.authorised:
+        if channel.holds or process.durable[channel_id] < channel.issued:
             return
-        server.seen = max(server.seen, channel.authorised)
+        server.seen = max(server.seen, channel.issued)
         if not server.honest:
             server.acc = server.spent = server.seen
-        elif server.check(channel.authorised):
+        elif server.check(channel.issued):
             return
         spent = server.spent if server.honest else lie
-        probe = Probe(channel_id, process, channel.seq, self.now, channel.authorised, spent)
+        probe = Probe(channel_id, process, channel.seq, self.now, channel.issued, spent)
         if at_once:
             process.probed(probe, self.now)
         else:
@@ -361,7 +390,7 @@ class AccountMachine(World):
             case ChannelStatus.CLOSING:
                 self._chain_closes(process, channel_id)
             case _ if not channel.holds:
-                amount = server.spent if probed and server.honest else channel.authorised
+                amount = server.spent if probed and server.honest else channel.issued
                 process.start_commit(
                     channel_id, change=lambda one: replace(one, status=CLOSING, close_amount=amount)
                 )

@@ -130,11 +130,12 @@ class Budgets(RuleBasedStateMachine):
         self.processes.append(Process(backend, store, channel))
 
     def _hold(self, process: Process, want: Want, date: str) -> None:
+        channel = account.issue(process.channel, max(0, want.price - process.channel.spare))
         process.channel, _ = account.hold(
-            process.channel,
+            channel,
             want.facts.request_id,
             want.price,
-            voucher=process.channel.authorised,
+            voucher=channel.issued,
             sent_at=1,
             expires_at=2,
             fingerprint="f",
@@ -291,8 +292,9 @@ class Budgets(RuleBasedStateMachine):
             return True
 
         if self.run(whole):
+            channel = account.issue(process.channel, max(0, more - process.channel.spare))
             process.channel = account.grow(
-                process.channel, account.Grown(want.facts.request_id, more, process.channel.authorised)
+                channel, account.Grown(want.facts.request_id, more, channel.issued)
             )
             want.price += more
             self.held[want.facts.user or "", self.date] += more

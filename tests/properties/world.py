@@ -38,6 +38,7 @@ from tests.properties.bank import (
     proposed,
     run,
     scope_of,
+    step_for,
 )
 
 DRAINING, CLOSING, CLOSED = ChannelStatus.DRAINING, ChannelStatus.CLOSING, ChannelStatus.CLOSED
@@ -204,21 +205,25 @@ class World(RuleBasedStateMachine):
         process.start_commit(channel_id, change=change)
         self._finish(process, channel_id)
 
-    def _pay(self, process: Process, channel_id: str, price: int, ahead: int, forced: bool) -> None:
+    def _pay(
+        self, process: Process, channel_id: str, price: int, ahead: int, forced: bool, reserve: int = 0
+    ) -> None:
         channel = process.channels[channel_id]
         request = f"r{next(self.numbers)}"
-        if channel.free >= price and not channel.equal_refused and not forced:
+        step = step_for(channel, price)
+        if step <= channel.reserved and not channel.equal_refused and not forced:
             expires_at = self.server_now + LIFE_MS
-            self.left(process.hold(channel_id, request, price, self.now, expires_at))
+            self.left(process.hold(channel_id, request, price, self.now, expires_at, step))
             return
         if channel_id in process.commits:
             return
-        need = max(0, price - channel.free) + ahead
-        raised = max(need, channel.min_delta if need or forced or channel.equal_refused else 0)
+        step = max(0, price - channel.spare) + ahead
+        step = max(step, channel.min_delta if step or forced or channel.equal_refused else 0)
+        raised = max(0, step - channel.reserved) + reserve
         if channel.authorised + raised > channel.ceiling:
             return
         counters = self.caps.raise_moves(raised, date_of(self.now))
-        process.start_commit(channel_id, raised, counters, request=(request, price))
+        process.start_commit(channel_id, raised, counters, request=(request, price, step))
 
     def _finish(self, process: Process, channel_id: str) -> bool:
         commit = process.commits[channel_id]
@@ -254,9 +259,13 @@ class World(RuleBasedStateMachine):
         if not self._finish(process, channel_id) or request is None:
             return
         channel = process.channels.get(channel_id)
-        if channel is not None and channel.status is OPEN and channel.free >= request[1]:
+        if channel is None or channel.status is not OPEN:
+            return
+        name, price, step = request
+        step = min(step, channel.reserved)  # another request may have taken some of it meanwhile
+        if channel.spare + step >= price:
             expires_at = self.server_now + LIFE_MS
-            self.left(process.hold(channel_id, *request, self.now, expires_at))
+            self.left(process.hold(channel_id, name, price, self.now, expires_at, step))
 
     def _arrive(self, flight: Flight, lie: tuple[int, str | None, int | None]) -> None:
         server = self.servers[flight.channel_id]
@@ -285,7 +294,7 @@ class World(RuleBasedStateMachine):
 
     def _refused(self, flight: Flight, problem: str | None) -> None:
         process, channel = flight.process, flight.process.channels[flight.channel_id]
-        if problem == "verification-failed" and flight.voucher < channel.authorised and flight.lowered < 6:
+        if problem == "verification-failed" and flight.voucher < channel.issued and flight.lowered < 6:
             self.left(process.resend(flight))  # repair a: the same hold, no new money
             return
         insufficient = problem == "insufficient-balance"
@@ -293,9 +302,9 @@ class World(RuleBasedStateMachine):
         channel = process.channels[flight.channel_id]
         if problem == "delta-too-small":
             channel = account.learn_delta(channel, flight.voucher, self.caps.per_request)
-        elif insufficient and flight.voucher == channel.authorised:
+        elif insufficient and flight.voucher == channel.issued:
             assert not self.servers[flight.channel_id].honest, "our account was too rosy for an honest server"
-            channel = account.write_off(channel, channel.free, self.now)
+            channel = account.write_off(channel, channel.spare, self.now)
         process.channels[flight.channel_id] = channel
 
     @invariant()
@@ -331,8 +340,9 @@ class World(RuleBasedStateMachine):
     def _record(self, channel: Channel) -> None:
         account.check(channel)
         assert channel.authorised == channel.paid + channel.uncertain + channel.held + channel.free
-        assert min(channel.paid, channel.uncertain, channel.held, channel.free) >= 0, "invariant 2"
-        assert channel.accepted <= channel.authorised
+        assert min(channel.paid, channel.uncertain, channel.held, channel.spare) >= 0, "invariant 2"
+        assert channel.reserved >= 0, "invariant 2"
+        assert channel.accepted <= channel.issued
 
     def _counters(self, records: dict[str, Channel], counters: dict[str, int]) -> None:
         total = sum(one.authorised for one in records.values() if one.status is not FAILED)
@@ -358,6 +368,7 @@ class World(RuleBasedStateMachine):
     def _honest(self, channel: Channel) -> None:
         """Its owner lives, or it was given back: everything is folded."""
         server = self.servers[channel.channel_id]
+        assert server.seen <= channel.issued, "a voucher left that is still taken for reserved"
         if server.honest and channel.status not in FINAL:
             counted = channel.paid + channel.uncertain + channel.held
             assert counted >= server.spent, f"counted {counted}, but {server.spent} were charged"
@@ -389,8 +400,8 @@ class World(RuleBasedStateMachine):
             channel = run(self.loop, process.claim(channel_id, self.now))
             # What crashed last is eligible only now; with the clock that once ran ahead, later still.
             at = max(self.now, channel.eligible_at)
-            if server.check(channel.authorised) is None:
-                probe = Probe(channel_id, process, channel.seq, at, channel.authorised, server.spent)
+            if server.check(channel.issued) is None:
+                probe = Probe(channel_id, process, channel.seq, at, channel.issued, server.spent)
                 process.probed(probe, at + 1)
                 channel = process.channels[channel_id]
                 assert channel.paid + channel.uncertain == server.spent

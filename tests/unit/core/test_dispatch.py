@@ -9,7 +9,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy_addon.core.dispatch import AHEAD_PER_REQUEST, Demand, can_reuse, needed, raise_sizes, share
+from proxy_addon.core.dispatch import (
+    AHEAD_PER_REQUEST,
+    RESERVE_AFTER,
+    RESERVE_PRICES,
+    Demand,
+    Plan,
+    can_reuse,
+    needed,
+    plans,
+    reserve_for,
+    share,
+    voucher_steps,
+)
 from store.records import Channel
 from tests.unit.methods.samples import channel
 
@@ -22,7 +34,7 @@ def with_free(free: int, **fields: Any) -> Channel:
 
 
 def sizes(free: int, *demands: Demand, others: int = 0, ahead: int = 0, **fields: Any) -> tuple[int, ...]:
-    return raise_sizes(with_free(free, **fields), demands, others_in_flight=others, ahead_limit=ahead)
+    return voucher_steps(with_free(free, **fields), demands, others_in_flight=others, ahead_limit=ahead)
 
 
 class TestReuse:
@@ -157,7 +169,7 @@ plain = st.builds(Demand, st.integers(1, 2**96))
 
 @given(channels(), st.lists(st.one_of(plain, demands), min_size=1, max_size=8), st.integers(0, 64), amounts)
 def test_any_raise(one: Channel, wanted: list[Demand], others: int, limit: int) -> None:
-    found = raise_sizes(one, wanted, others_in_flight=others, ahead_limit=limit)
+    found = voucher_steps(one, wanted, others_in_flight=others, ahead_limit=limit)
     total = sum(demand.price for demand in wanted)
     repairs = any(demand.bump or demand.write_off for demand in wanted)
     forced = one.equal_refused or one.settled >= one.authorised or repairs
@@ -190,7 +202,7 @@ def test_any_raise(one: Channel, wanted: list[Demand], others: int, limit: int) 
 @given(channels(), st.integers(1, 2**96))
 def test_who_may_use_what_is_out_needs_no_raise(one: Channel, price: int) -> None:
     assume(can_reuse(one, price))
-    assert raise_sizes(one, [Demand(price)], others_in_flight=3, ahead_limit=100) == (0,)
+    assert voucher_steps(one, [Demand(price)], others_in_flight=3, ahead_limit=100) == (0,)
     # And it is the only case: one base unit less, or anything against the voucher itself, and a commit is due.
     assert not can_reuse(replace(one, paid=one.paid + one.free - price + 1), price)
     assert not can_reuse(replace(one, settled=one.authorised), price)
@@ -230,3 +242,54 @@ class TestNeeded:
             needed(with_free(free, min_delta=min_delta), demand)
             == sizes(free, demand, min_delta=min_delta)[-1]
         )
+
+
+class TestReserve:
+    """What is on record and was signed for nobody: 40 of the 100 that are authorised, none of them held or paid."""
+
+    def reserving(self, **fields: Any) -> Channel:
+        return channel(**{"authorised": 100, "paid": 60, "reserved": 40, "deposit": 1_000, **fields})
+
+    def test_it_takes_a_voucher_but_no_commit(self) -> None:
+        one = self.reserving()
+        assert not can_reuse(one, P)
+        (step,) = voucher_steps(one, [Demand(P)], others_in_flight=0, ahead_limit=0)
+        assert plans(one, (step,)) == (Plan(P, 0),)
+        assert needed(one, Demand(P)) == 0
+
+    @pytest.mark.parametrize(("step", "raised"), [(40, 0), (41, 1), (100, 60)])
+    def test_only_the_rest_is_raised(self, step: int, raised: int) -> None:
+        assert plans(self.reserving(), (step,)) == (Plan(step, raised),)
+
+    def test_a_new_one_goes_with_a_commit_that_is_made_anyway(self) -> None:
+        assert plans(self.reserving(), (50,), reserve=70) == (Plan(50, 80), Plan(50, 10))
+        assert plans(self.reserving(), (40,), reserve=70) == (Plan(40, 0),)
+        assert plans(self.reserving(), (60, 50), reserve=7) == (Plan(60, 27), Plan(60, 20), Plan(50, 10))
+
+    @pytest.mark.parametrize(
+        ("deposit", "expected"),
+        [(117, (Plan(50, 17), Plan(50, 10))), (111, (Plan(50, 11), Plan(50, 10))), (110, (Plan(50, 10),))],
+    )
+    def test_as_far_as_the_deposit_goes(self, deposit: int, expected: tuple[Plan, ...]) -> None:
+        assert plans(self.reserving(deposit=deposit), (50,), reserve=70) == expected
+
+    def test_a_voucher_that_is_settled_is_none(self) -> None:
+        assert voucher_steps(self.reserving(settled=60), [Demand(0)], others_in_flight=0, ahead_limit=0) == (
+            1,
+        )
+        assert not can_reuse(self.reserving(paid=50, settled=60), P)
+        assert can_reuse(self.reserving(paid=50, settled=59), P)
+
+    @pytest.mark.parametrize(
+        ("alone", "price", "limit", "expected"),
+        [
+            (RESERVE_AFTER, P, 1_000, P * RESERVE_PRICES),
+            (RESERVE_AFTER - 1, P, 1_000, 0),
+            (RESERVE_AFTER + 99, P, P * RESERVE_PRICES - 1, P * (RESERVE_PRICES - 1)),
+            (RESERVE_AFTER, P, P - 1, 0),
+            (RESERVE_AFTER, P, 0, 0),
+            (RESERVE_AFTER, 0, 1_000, 0),
+        ],
+    )
+    def test_how_much(self, alone: int, price: int, limit: int, expected: int) -> None:
+        assert reserve_for(price, alone, limit) == expected

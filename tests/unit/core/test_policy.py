@@ -421,12 +421,16 @@ def test_caps_are_base_units_of_the_token_that_is_asked_for() -> None:
         deposits_per_day=5_000_000,
         channels_per_scope=4,
         authorise_ahead=50_000,
+        reserve=10_000,  # a hundredth of the day
         escrow_total=100_000_000,
         trip=Trip(failures=5, undelivered=500_000, retry_after_ms=60_000),
     )
     two = policy().judge(SITE, terms(token=EUR.address, price=1), ESCROWS)
     assert isinstance(two, Caps)
-    assert (two.per_request, two.host_day, two.lifetime) == (10, 100, 10_000)
+    assert (two.per_request, two.host_day, two.lifetime, two.reserve) == (10, 100, 10_000, 1)
+    three = policy(rule(reserve="0.03")).judge(SITE, terms(), ESCROWS)
+    assert isinstance(three, Caps)
+    assert three.reserve == 30_000
 
 
 def test_an_amount_finer_than_the_token_is_refused_and_named() -> None:

@@ -16,7 +16,7 @@ from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.payer import opening, topping
 from proxy_addon.payer.reconciling import reconcile
-from store import budgets
+from store import account, budgets
 from store.channels import ChannelBusy
 from store.journal import read_lines
 from store.lifecycle import ChannelStatus
@@ -132,6 +132,7 @@ class TestServer:
         await warm(payer)
         till = payer.till
         await till.commit(raised=5 * P, counters=till_counters(payer, 5 * P))
+        till.channel = account.issue(till.channel, 5 * P)
         await lose(payer, line, "after")
         channel_id = await left_alone(payer, shop)
         greedy(shop, spent=5 * P)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from mitmproxy import connection, http
 
+from proxy_addon.core.dispatch import RESERVE_AFTER, RESERVE_PRICES
 from proxy_addon.core.errors import OutcomeUnknown
 from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
@@ -186,6 +187,27 @@ class TestVouchers:
         channel = payer.till.channel
         assert (channel.paid, channel.uncertain, channel.free, channel.held) == (7 * P, 0, 0, 0)
         assert channel.accepted == 7 * P
+
+    async def test_many_vouchers_share_a_commit_and_each_is_what_is_needed(
+        self, make_payer: MakePayer, shop: Shop
+    ) -> None:
+        payer = make_payer(reserve="1")
+        stream = await streaming(payer)
+        commits = payer.commits
+        seen = heads(shop)
+        count = RESERVE_AFTER - 1 + RESERVE_PRICES  # the request itself was the first of those who were alone
+        for units in range(3, 3 + count):
+            stream.need(units * P)
+            await stream.answered()
+            assert shop.account.accepted == stream.channel.issued == units * P
+            while shop.account.spent < units * P:
+                stream.token()
+        assert seen == [units * P for units in range(3, 3 + count)]
+        assert payer.commits - commits == RESERVE_AFTER - 1
+        stream.receipt((2 + count) * P)
+        stream.end()
+        channel = payer.till.channel
+        assert (channel.paid, channel.uncertain, channel.held, channel.free) == ((2 + count) * P, 0, 0, 0)
 
     async def test_the_next_request_uses_the_channel(self, payer: Payer, shop: Shop) -> None:
         stream = await streaming(payer)

@@ -53,12 +53,15 @@ def parts(one: Channel) -> tuple[int, int, int, int]:
     return one.paid, one.uncertain, one.held, one.free
 
 
-def take(one: Channel, request_id: str, amount: int, *, sent_at: int = T0) -> Channel:
+def take(
+    one: Channel, request_id: str, amount: int, *, sent_at: int = T0, step: int | None = None
+) -> Channel:
+    one = account.issue(one, min(one.reserved, max(0, amount - one.spare)) if step is None else step)
     return account.hold(
         one,
         request_id,
         amount,
-        voucher=one.authorised,
+        voucher=one.issued,
         sent_at=sent_at,
         expires_at=sent_at + 300_000,
         fingerprint="f",
@@ -80,8 +83,8 @@ def take(one: Channel, request_id: str, amount: int, *, sent_at: int = T0) -> Ch
 )
 def test_a_raise_goes_up_to_the_ceiling(start: Channel, amount: int, authorised: int) -> None:
     after = account.raise_authorised(start, amount)
-    assert after == replace(start, authorised=authorised)
-    assert after.free == start.free + amount
+    assert after == replace(start, authorised=authorised, reserved=amount)
+    assert (after.free, after.spare, after.issued) == (start.free + amount, start.spare, start.issued)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,64 @@ def test_a_raise_beyond_is_illegal(start: Channel, amount: int, says: str) -> No
     with pytest.raises(IllegalMove, match=says):
         account.raise_authorised(start, amount)
     assert start == before
+
+
+# -- issue
+
+
+def test_what_is_raised_is_reserved_until_a_voucher_carries_it() -> None:
+    start = account.raise_authorised(channel(authorised=100, paid=90), 50)
+    assert (start.issued, start.spare, start.reserved, start.free) == (100, 10, 50, 60)
+    one = account.issue(start, 20)
+    assert (one.issued, one.spare, one.reserved, one.free) == (120, 30, 30, 60)
+    assert account.issue(one, 30).reserved == 0
+    assert one == replace(start, reserved=30)
+
+
+@pytest.mark.parametrize("amount", [-1, 51])
+def test_no_voucher_carries_more_than_is_on_record(amount: int) -> None:
+    with pytest.raises(IllegalMove, match=f"0xc1 has 50 reserved, not {amount}"):
+        account.issue(channel(authorised=150, paid=100, reserved=50), amount)
+
+
+def test_what_is_reserved_is_held_for_nobody_and_cannot_have_been_charged() -> None:
+    start = channel(authorised=150, paid=100, reserved=40)
+    with pytest.raises(IllegalMove, match="0xc1 has 10 to spare, not 11"):
+        take(start, "a", 11, step=0)
+    one = take(start, "a", 10)
+    with pytest.raises(IllegalMove, match="0xc1 has 0 to spare, not 1"):
+        account.grow(one, Grown("a", 1, one.issued))
+    assert account.write_off(start, 50, T0) == account.write_off(start, 10, T0)
+    assert account.write_off(start, 50, T0).uncertain == 10
+    lie = account.end(one, Ended("a", Ending.PAID, T0, spent=150, accepted=150))
+    assert (parts(lie), lie.accepted) == ((110, 0, 0, 40), 110)
+    assert parts(account.probed(start, Probed(0, T0, T0, 150, 150))) == (100, 10, 0, 40)
+
+
+def test_a_line_of_the_journal_tells_what_was_issued_after_the_record() -> None:
+    record = channel(authorised=150, paid=100, reserved=50)
+    sent = Sent(Hold("a", 10, 110, T0, EXPIRY, 1, "f"))
+    one = account.fold(record, [sent])
+    assert (parts(one), one.issued) == ((100, 10, 0, 40), 110)
+    two = account.fold(record, [sent, Grown("a", 15, 125), Ended("a", Ending.METERED, T0, charged=25)])
+    assert (parts(two), two.issued) == ((125, 0, 0, 25), 125)
+    gone = account.fold(record, [Grown("b", 15, 115)])  # its hold is in no line
+    assert (parts(gone), gone.issued) == ((100, 0, 0, 50), 115)
+    assert account.apply(record, Sent(Hold("a", 0, 90, T0, EXPIRY, 1, "f"))).reserved == 50
+
+
+def test_the_chain_or_our_own_signature_proves_that_a_voucher_carried_it() -> None:
+    record = channel(authorised=150, paid=100, reserved=50)
+    assert account.proven_accepted(record, 120).issued == account.proven_settled(record, 120).issued == 120
+    assert account.proven_accepted(record, 90).issued == account.proven_settled(record, 90).issued == 100
+    assert account.proven_settled(record, 120).settled == 120
+
+
+def test_after_a_power_cut_all_that_is_reserved_may_have_been_charged() -> None:
+    doubted = account.doubt_everything(channel(authorised=150, paid=100, reserved=50), T0)
+    assert (parts(doubted), doubted.issued) == ((100, 50, 0, 0), 150)
+    assumed = account.assume_authorised(channel(authorised=150, paid=100, reserved=50), 170, T0)
+    assert (parts(assumed), assumed.issued) == ((100, 70, 0, 0), 170)
 
 
 # -- hold and restamp
@@ -121,7 +182,7 @@ def test_a_hold_takes_from_free_and_knows_whether_it_is_alone() -> None:
 @pytest.mark.parametrize("amount", [-1, 51])
 def test_a_hold_beyond_free_is_illegal(amount: int) -> None:
     start = channel(authorised=100, paid=20, uncertain=30)
-    with pytest.raises(IllegalMove, match=f"0xc1 has 50 free, not {amount}"):
+    with pytest.raises(IllegalMove, match=f"0xc1 has 50 to spare, not {amount}"):
         take(start, "a", amount)
     assert parts(start) == (20, 30, 0, 50)
     assert start.seq == 0
@@ -200,8 +261,8 @@ def test_a_stream_grows_out_of_free() -> None:
 @pytest.mark.parametrize(
     ("move", "says"),
     [
-        (Grown("r", 91, 100), "has 90 free, not 91"),
-        (Grown("r", -1, 100), "has 90 free, not -1"),
+        (Grown("r", 91, 100), "has 90 to spare, not 91"),
+        (Grown("r", -1, 100), "has 90 to spare, not -1"),
         (Grown("other", 1, 100), "holds nothing for request other"),
     ],
 )
@@ -464,7 +525,7 @@ def test_doubt_makes_no_broken_record_look_whole(broken: Channel) -> None:
 # -- in life and after a crash: the same moves, the same record, or a more cautious one
 
 step = st.one_of(
-    st.tuples(st.just("hold"), st.integers(0, 9), st.integers(0, 40)),
+    st.tuples(st.just("hold"), st.integers(0, 9), st.integers(0, 40), st.integers(0, 20)),
     st.tuples(st.just("end"), st.integers(0, 9), st.sampled_from(Ending), st.none() | st.integers(0, 300)),
     st.tuples(st.just("restamp"), st.integers(0, 9)),
     st.tuples(st.just("grow"), st.integers(0, 9), st.integers(0, 40)),
@@ -485,7 +546,7 @@ def live(steps: list[tuple[object, ...]], *, clamped: bool) -> tuple[Channel, Ch
 
     def heard(spent: object) -> int | None:
         assert spent is None or isinstance(spent, int)
-        return spent if spent is None or not clamped else min(spent, memory.authorised)
+        return spent if spent is None or not clamped else min(spent, memory.issued)
 
     now = T0
     record = memory = channel(authorised=50)
@@ -496,29 +557,31 @@ def live(steps: list[tuple[object, ...]], *, clamped: bool) -> tuple[Channel, Ch
         if open_raise is not None and one[0] in ("commit", "wait"):
             memory, open_raise = account.raise_authorised(memory, open_raise), None
         match one:
-            case ("hold", int() as name, int() as amount) if f"r{name}" not in memory.holds:
+            case ("hold", int() as name, int() as amount, int() as more) if f"r{name}" not in memory.holds:
                 if amount <= memory.free:
-                    memory = take(memory, f"r{name}", amount, sent_at=now)
+                    step = min(max(0, amount - memory.spare) + more, memory.reserved)
+                    memory = take(memory, f"r{name}", amount, sent_at=now, step=step)
                     journal.append(Sent(memory.holds[f"r{name}"]))
             case ("end", int() as name, Ending() as ending, spent) if f"r{name}" in memory.holds:
                 charged = number if ending is Ending.METERED else 0
-                journal.append(Ended(f"r{name}", ending, now, heard(spent), memory.authorised, charged))
+                journal.append(Ended(f"r{name}", ending, now, heard(spent), memory.issued, charged))
                 memory = account.apply(memory, journal[-1])
             case ("restamp", int() as name) if f"r{name}" in memory.holds:
                 memory, again = account.restamp(
-                    memory, f"r{name}", voucher=memory.authorised, expires_at=now + number
+                    memory, f"r{name}", voucher=memory.issued, expires_at=now + number
                 )
                 journal.append(Sent(again))
             case ("grow", int() as name, int() as amount) if f"r{name}" in memory.holds:
                 if amount <= memory.free:
-                    growth = Grown(f"r{name}", amount, memory.authorised)
+                    memory = account.issue(memory, max(0, amount - memory.spare))
+                    growth = Grown(f"r{name}", amount, memory.issued)
                     journal.append(growth)
                     memory = account.grow(memory, growth)
             case ("probe", int() as spent):
-                journal.append(Probed(memory.seq, now, now, heard(spent) or 0, memory.authorised))
+                journal.append(Probed(memory.seq, now, now, heard(spent) or 0, memory.issued))
                 memory = account.apply(memory, journal[-1])
-            case ("write off", int() as amount) if memory.free:
-                journal.append(WrittenOff(min(amount, memory.free), now))
+            case ("write off", int() as amount) if memory.spare:
+                journal.append(WrittenOff(min(amount, memory.spare), now))
                 memory = account.apply(memory, journal[-1])
             case ("reconcile", int() as amount) if amount <= memory.uncertain:
                 journal.append(Reconciled(amount))
@@ -542,7 +605,8 @@ def test_the_fold_after_a_crash_is_what_life_was(steps: list[tuple[object, ...]]
     memory, record, journal = live(steps, clamped=True)
     account.check(memory)
     folded = account.fold(record, journal)
-    assert replace(folded, authorised=0) == replace(crashed(memory), authorised=0)
+    assert replace(folded, authorised=0, reserved=0) == replace(crashed(memory), authorised=0, reserved=0)
+    assert folded.issued == memory.issued
     assert folded.authorised >= memory.authorised  # a raise on its way may have landed
     doubted = account.doubt_everything(record, T0 + 10**9)
     assert doubted.paid + doubted.uncertain == doubted.authorised >= folded.paid + folded.uncertain

@@ -41,9 +41,9 @@ async def backup(place: Place, name: str = "backup", now: int = 1_800_000_000_00
 
 async def pay(here: Here, channel: Channel, number: int) -> Channel:
     """A raise, and the voucher that it is for."""
-    channel = await here.raise_by(channel, 1)
+    channel = account.issue(await here.raise_by(channel, 1), 1)
     channel, hold = account.hold(
-        channel, f"r{number}", 1, voucher=channel.authorised, sent_at=number, expires_at=9, fingerprint="f"
+        channel, f"r{number}", 1, voucher=channel.issued, sent_at=number, expires_at=9, fingerprint="f"
     )
     here.journal.append({"kind": "sent"}, channel_id=channel.channel_id, move=Sent(hold))
     return channel
@@ -61,7 +61,7 @@ async def test_it_has_all_of_a_store_and_lets_nobody_else_in(place: Place) -> No
     assert (marker["version"], marker["in_use"], marker["ledger_files"]) == (1, False, 1)
     place.put_back(found)
     async with place.process() as here:
-        assert await here.store.find("0xc1") == replace(channel, holds={}, held=0, seq=0)
+        assert await here.store.find("0xc1") == replace(channel, holds={}, held=0, seq=0, reserved=1)
 
 
 async def test_it_is_one_moment_of_a_store_in_use(place: Place) -> None:

@@ -232,6 +232,7 @@ async def test_what_set_refuses(process: Processes) -> None:
     await no(replace(channel, scope=scope_of(payer="c")), Conflict, "cannot change its scope")
     await no(replace(channel, descriptor={}), Conflict, "cannot change its scope or descriptor")
     await no(replace(channel, authorised=9), Conflict, "would fall below 10")
+    await no(replace(channel, reserved=1), Conflict, "a voucher of 10 may have left")
     await no(replace(channel, paid=11), IllegalMove, "free is -1")
     await no(replace(channel, authorised=101), IllegalMove, "over the deposit", raising(91))
     await no(replace(channel, status=SENT), IllegalTransition, "open cannot become sent")

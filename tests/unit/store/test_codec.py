@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from store import codec
 from store.amounts import UINT128_MAX
-from store.codec import FORMAT, decode_channel, decode_int, encode_channel, encode_int
+from store.codec import FORMAT, WITH_RESERVE, decode_channel, decode_int, encode_channel, encode_int
 from store.contract import UnknownVersion
 from store.lifecycle import ChannelStatus
 from store.records import Channel, CounterMove, Hold, JournalMark, PaymentScope, PendingTransaction
@@ -72,6 +72,7 @@ FULL = Channel(
     captured=2**65,
     refunded=23,
     fees=24,
+    reserved=27,
     transactions=(HASH, "0x"),
     note='"\\\n\u2028 noted',
     opened_at=25,
@@ -122,9 +123,9 @@ _BY_NAME: dict[str, st.SearchStrategy[Any]] = {
 channels = st.builds(Channel, **{field.name: _BY_NAME.get(field.name, integers) for field in fields(Channel)})
 
 
-def seal(payload: bytes) -> bytes:
+def seal(payload: bytes, version: int = FORMAT) -> bytes:
     """A record with the right mark and checksum, whatever is in it."""
-    return bytes([FORMAT]) + zlib.crc32(payload, FORMAT).to_bytes(4, "big") + payload
+    return bytes([version]) + zlib.crc32(payload, version).to_bytes(4, "big") + payload
 
 
 def content(channel: Channel) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def test_no_content_with_a_good_checksum_raises_anything_else(payload: bytes) ->
 @given(st.sampled_from(sorted(content(FULL))), json_values)
 def test_no_field_raises_anything_else(name: str, value: object) -> None:
     """A damaged field is refused, or it is a value that the field may have and that is kept."""
-    data = seal(orjson.dumps(content(FULL) | {name: value}))
+    data = seal(orjson.dumps(content(FULL) | {name: value}), WITH_RESERVE)
     try:
         found = decode_channel(data)
     except UnknownVersion:
@@ -286,7 +287,7 @@ def test_no_field_raises_anything_else(name: str, value: object) -> None:
 )
 def test_a_field_of_another_kind_is_refused(name: str, value: object) -> None:
     with pytest.raises(UnknownVersion, match="damaged"):
-        decode_channel(seal(orjson.dumps(content(FULL) | {name: value})))
+        decode_channel(seal(orjson.dumps(content(FULL) | {name: value}), WITH_RESERVE))
 
 
 @pytest.mark.parametrize("name", sorted(content(FULL)))
@@ -295,7 +296,7 @@ def test_a_missing_field_is_refused(name: str) -> None:
     del record[name]
     for changed in (record, record | {"x" + name: 1}):
         with pytest.raises(UnknownVersion, match="damaged"):
-            decode_channel(seal(orjson.dumps(changed)))
+            decode_channel(seal(orjson.dumps(changed), WITH_RESERVE))
 
 
 @pytest.mark.parametrize("data", [encode_channel(BARE), encode_int(12345678901234567890)])
@@ -324,13 +325,29 @@ def test_a_counter_is_no_channel_and_a_channel_no_counter() -> None:
     with pytest.raises(UnknownVersion, match="damaged"):
         decode_channel(encode_int(5))
     with pytest.raises(UnknownVersion, match="damaged"):
-        decode_int(encode_channel(FULL))
+        decode_int(encode_channel(BARE))
 
 
 def test_a_newer_version_is_named_with_the_way_out() -> None:
     for decode, data in ((decode_channel, encode_channel(FULL)), (decode_int, encode_int(1))):
-        with pytest.raises(UnknownVersion, match=r"format 2;.*reads format 1\..*newer bursar"):
-            decode(bytes([2]) + data[1:])
+        with pytest.raises(UnknownVersion, match=r"format 3;.*reads format [12]\..*newer bursar"):
+            decode(bytes([3]) + data[1:])
+
+
+def test_a_record_is_of_format_2_if_it_has_a_reserve_and_only_then() -> None:
+    """So that whoever puts the bursar from before back can read what it wrote."""
+    plain = replace(FULL, reserved=0)
+    assert (encode_channel(plain)[0], encode_channel(FULL)[0]) == (1, 2)
+    assert decode_channel(encode_channel(plain)).reserved == 0
+    assert "reserved" not in content(plain)
+
+
+def test_the_format_says_whether_there_is_a_reserve() -> None:
+    for version, record in ((1, content(FULL)), (2, content(replace(FULL, reserved=0)))):
+        with pytest.raises(UnknownVersion, match="damaged"):
+            decode_channel(seal(orjson.dumps(record), version))
+    with pytest.raises(UnknownVersion, match="format 2;"):
+        decode_int(bytes([2]) + encode_int(1)[1:])
 
 
 def test_the_bytes_of_format_1_stay_as_they_are() -> None:
