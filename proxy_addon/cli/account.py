@@ -25,6 +25,7 @@ AMOUNTS: Final = (
     "uncertain",
     "held",
     "free",
+    "reserved",
     "accepted",
     "settled",
     "fees",
