@@ -88,6 +88,9 @@ class Auditor:
             return
         book = self.world.api.payee.accounts.get(name)
         counted = folded.paid + folded.uncertain + folded.held
+        left = self.world.vouchers.get(name, 0)
+        if left > folded.issued and channel.status is not ChannelStatus.FAILED:
+            yield Kind.REGRESSION, f"{name} got a voucher of {left}, and it is taken for reserved: {folded}"
         if book is not None and book.spent > counted and channel.status is not ChannelStatus.FAILED:
             yield Kind.UNCOUNTED, f"{name} was charged {book.spent}, and {counted} are counted: {folded}"
 

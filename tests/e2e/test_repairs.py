@@ -148,7 +148,7 @@ def test_a_smallest_step_that_comes_later(client: Client) -> None:
         client.get("/req", price=2_000)
     channel = client.open_channel()
     assert channel.min_delta == 5_000
-    assert channel.free < 5_000
+    assert channel.spare < 5_000
 
 
 def test_the_clients_own_authorization_stays(client: Client) -> None:
