@@ -70,22 +70,26 @@ def voucher_steps(
 
 
 def plans(channel: Channel, steps: Sequence[int], *, reserve: int = 0) -> tuple[Plan, ...]:
-    """What each of `steps` takes, the preferred one first, and before it the same with a `reserve` for the next, as
-    far as the deposit has room for it."""
+    """What each of `steps` takes, the preferred one first, and before it the same with a `reserve` for the next."""
     found = [Plan(step, max(0, step - channel.reserved)) for step in steps]
-    first = found[0]
-    reserve = min(reserve, channel.ceiling - channel.authorised - first.raised)
-    if first.raised and reserve > 0:
-        found.insert(0, Plan(first.step, first.raised + reserve))
+    if reserve:
+        found.insert(0, Plan(found[0].step, found[0].raised + reserve))
     return tuple(found)
 
 
-def reserve_for(price: int, alone: int, limit: int) -> int:
-    """How much to reserve for the requests after this one, which was the `alone`-th in a row to wait for a commit of
-    its own. Whole prices, at most `limit`."""
-    if alone < RESERVE_AFTER or price <= 0:
+def reserve_for(channel: Channel, step: int, price: int, *, alone: int, limit: int) -> int:
+    """How much to reserve for the requests after this one, which takes `step` and is the `alone`-th in a row to wait
+    for a commit of its own; 0 if it needs none.
+
+    Whole prices, or steps that the server takes if they are larger: what is less would serve nobody. At most `limit`,
+    and what the deposit has room for.
+    """
+    raised = max(0, step - channel.reserved)
+    if not raised or alone < RESERVE_AFTER or price <= 0:
         return 0
-    return price * min(RESERVE_PRICES, limit // price)
+    unit = max(price, channel.min_delta)
+    room = channel.ceiling - channel.authorised - raised
+    return unit * min(RESERVE_PRICES, max(0, min(limit, room)) // unit)
 
 
 def needed(channel: Channel, demand: Demand) -> int:

@@ -178,7 +178,9 @@ class Queue:
         )
         reserve = 0
         if self._is_alone(wants):
-            reserve = reserve_for(wants[0].price, self._alone + 1, caps.reserve)
+            reserve = reserve_for(
+                channel, steps[0], wants[0].price, alone=self._alone + 1, limit=caps.reserve
+            )
         return plans(channel, steps, reserve=reserve)
 
     def _is_alone(self, wants: Sequence[Want]) -> bool:
@@ -195,10 +197,9 @@ class Queue:
 
     def reserve_for_stream(self, step: int, want: Want) -> int:
         """How much to reserve beyond a stream's next step, if that takes a commit. It is alone on its channel."""
-        if not step or step <= self._till.channel.reserved:
-            return 0
-        self._alone += 1
-        return reserve_for(step, self._alone, want.caps.reserve)
+        channel = self._till.channel
+        self._alone += step > channel.reserved
+        return reserve_for(channel, step, step, alone=self._alone, limit=want.caps.reserve)
 
     async def _raise_by(self, found: Sequence[Plan], wants: Sequence[Want], date: str, cover: Cover) -> int:
         """By the first plan that fits; with it, what the clients need on their days."""

@@ -21,6 +21,7 @@ from proxy_addon.core.repair import Tries, Way, way_out
 from proxy_addon.core.sse import EventFilter, Malformed, PaymentEvent
 from proxy_addon.methods import registry
 from proxy_addon.outbound import Answer
+from proxy_addon.payer import raising
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.tasks import background
 from proxy_addon.payer.ticket import Attempt, Offer, PayTicket
@@ -211,7 +212,7 @@ class MeteredStream:
         # All that its voucher covers on a channel that a stream has to itself is the stream's.
         self._busy = True
         try:
-            grant = await till.grow(hold, till.channel.spare + more, want)
+            grant = await raising.grow(till, hold, till.channel.spare + more, want)
         finally:
             self._busy = False
         self._total += more

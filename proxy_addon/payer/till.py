@@ -15,17 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proxy_addon.audit import Audit, Clock
-from proxy_addon.core.dispatch import can_reuse, needed, plans, share, voucher_steps
+from proxy_addon.core.dispatch import can_reuse, needed, share, voucher_steps
 from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.methods.contract import Method
-from proxy_addon.payer import raising
 from proxy_addon.payer.calendar import Calendar
 from proxy_addon.payer.clients import ClientDays
 from proxy_addon.payer.lines import voucher_fields, write_ending, write_written_off
 from proxy_addon.payer.overtaking import Unanswered
 from proxy_addon.payer.queue import Queue
 from proxy_addon.payer.tasks import background
-from proxy_addon.payer.wants import ChannelUnusable, Want, deposit_used_up
+from proxy_addon.payer.wants import ChannelUnusable, Want
 from proxy_addon.signer import Signer
 from store import account
 from store.account import UNKNOWN_MARGIN_MS, Ended, Ending, Grown, Sent, WrittenOff
@@ -240,22 +239,11 @@ class Till:
             self.exclusive = None
             self._queue.kick()
 
-    async def grow(self, hold: Hold, amount: int, want: Want) -> Grant:
-        """A voucher for `amount` more on a stream's hold, out of what the last one covers and a step for the rest.
+    def grow(self, hold: Hold, amount: int, step: int, want: Want) -> Grant:
+        """A voucher for `amount` more on a stream's hold, `step` higher than the last; see `raising.grow`.
 
-        The raise is durable, and the ledger has the voucher's line, before the signature is handed out.
-        Raises `LocalRefusal` (limits, deposit used up, fenced): then nothing was signed.
+        The ledger has the voucher's line before the signature is handed out. Raises `LocalRefusal`.
         """
-        self.check_usable()
-        step = max(0, amount - self.channel.spare)
-        if step:
-            step = max(step, self.channel.min_delta)
-        found = plans(self.channel, (step,), reserve=self._queue.reserve_for_stream(step, want))
-        found = tuple(one for one in found if self.channel.authorised + one.raised <= self.channel.ceiling)
-        if not found:
-            raise deposit_used_up(self.channel, want)
-        if found[-1].raised or want.client_cap is not None:
-            await raising.charge_stream(self, [one.raised for one in found], amount, want)
         before = self.channel
         channel = account.issue(before, min(step, before.reserved))
         move = Grown(hold.request_id, amount, channel.issued)
@@ -271,6 +259,10 @@ class Till:
                 raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
             raise
         return Grant(self, self.channel, self.channel.holds[hold.request_id], move.voucher, signature)
+
+    def reserve_for_stream(self, step: int, want: Want) -> int:
+        """How much to reserve beyond a stream's next step, if that takes a commit."""
+        return self._queue.reserve_for_stream(step, want)
 
     def current(self, hold: Hold) -> Grant:
         """The current voucher once more, for a stream: no new money."""

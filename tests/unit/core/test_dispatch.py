@@ -263,15 +263,8 @@ class TestReserve:
 
     def test_a_new_one_goes_with_a_commit_that_is_made_anyway(self) -> None:
         assert plans(self.reserving(), (50,), reserve=70) == (Plan(50, 80), Plan(50, 10))
-        assert plans(self.reserving(), (40,), reserve=70) == (Plan(40, 0),)
+        assert plans(self.reserving(), (40,)) == (Plan(40, 0),)
         assert plans(self.reserving(), (60, 50), reserve=7) == (Plan(60, 27), Plan(60, 20), Plan(50, 10))
-
-    @pytest.mark.parametrize(
-        ("deposit", "expected"),
-        [(117, (Plan(50, 17), Plan(50, 10))), (111, (Plan(50, 11), Plan(50, 10))), (110, (Plan(50, 10),))],
-    )
-    def test_as_far_as_the_deposit_goes(self, deposit: int, expected: tuple[Plan, ...]) -> None:
-        assert plans(self.reserving(deposit=deposit), (50,), reserve=70) == expected
 
     def test_a_voucher_that_is_settled_is_none(self) -> None:
         assert voucher_steps(self.reserving(settled=60), [Demand(0)], others_in_flight=0, ahead_limit=0) == (
@@ -281,15 +274,27 @@ class TestReserve:
         assert can_reuse(self.reserving(paid=50, settled=59), P)
 
     @pytest.mark.parametrize(
-        ("alone", "price", "limit", "expected"),
+        ("given", "expected"),
         [
-            (RESERVE_AFTER, P, 1_000, P * RESERVE_PRICES),
-            (RESERVE_AFTER - 1, P, 1_000, 0),
-            (RESERVE_AFTER + 99, P, P * RESERVE_PRICES - 1, P * (RESERVE_PRICES - 1)),
-            (RESERVE_AFTER, P, P - 1, 0),
-            (RESERVE_AFTER, P, 0, 0),
-            (RESERVE_AFTER, 0, 1_000, 0),
+            ({}, P * RESERVE_PRICES),
+            ({"step": 40}, 0),  # it needs no commit
+            ({"alone": RESERVE_AFTER - 1}, 0),
+            ({"alone": RESERVE_AFTER + 99}, P * RESERVE_PRICES),
+            ({"limit": P * RESERVE_PRICES - 1}, P * (RESERVE_PRICES - 1)),
+            ({"limit": P - 1}, 0),
+            ({"limit": 0}, 0),
+            ({"price": 0}, 0),
+            ({"deposit": 141}, P * 4),  # 100 are authorised, and one more for the step
+            ({"deposit": 140}, P * 3),
+            ({"deposit": 101}, 0),
+            ({"deposit": 100}, 0),  # not even for the step
+            ({"min_delta": 30}, 30 * RESERVE_PRICES),  # nobody could use less than a step
+            ({"min_delta": 30, "limit": 89}, 60),
         ],
     )
-    def test_how_much(self, alone: int, price: int, limit: int, expected: int) -> None:
-        assert reserve_for(price, alone, limit) == expected
+    def test_how_much(self, given: dict[str, int], expected: int) -> None:
+        usual = {"step": 41, "price": P, "alone": RESERVE_AFTER, "limit": 2_000, "deposit": 10_000}
+        asked = {**usual, "min_delta": 1, **given}
+        one = self.reserving(deposit=asked["deposit"], min_delta=asked["min_delta"])
+        found = reserve_for(one, asked["step"], asked["price"], alone=asked["alone"], limit=asked["limit"])
+        assert found == expected
