@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import lmdb
 import pytest
 
+from proxy_addon.core.dispatch import RESERVE_AFTER
 from store.lifecycle import ChannelStatus
 from tests.e2e.accounting import Books, stats
 from tests.e2e.clients import curl, finish, start
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.e2e
 
 PRICE = 10_000
 CLIENTS = 64
+SPARE_COMMITS = 2  # of the watchdog and the like
 
 
 def commits(home: Home) -> int:
@@ -56,6 +59,38 @@ def test_64_cold_clients_open_one_channel(devnet: Devnet, make_home: MakeHome, m
     assert len(signed) <= 30
     assert written <= 30
     print(f"30 warm clients: {counted['total']} upstream requests, {len(signed)} vouchers, {written} commits")
+
+
+def test_one_after_another_share_commits_and_nothing_else(
+    devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy
+) -> None:
+    """What a warm paid request costs, counted: one request upstream, one signature, a small part of a commit."""
+    devnet.admin("reset")
+    hosts = [rule("127.0.0.1", max_deposit="4", reserve="1")]
+    home = make_home(policy={"max_per_day": "5", "max_lifetime": "10", "hosts": hosts})
+    books = Books(devnet, home)
+    with make_proxy(home) as proxy:
+        assert curl(proxy, f"{devnet.http}/req").status == 200
+        books.agree(PRICE)  # the chain has decided on the opening
+        devnet.admin("reset")
+        before = commits(home)
+        many = subprocess.run(
+            [
+                *("curl", "--silent", "--no-progress-meter", "--proxy", proxy.url),
+                *("--output", "/dev/null", "--write-out", "%{http_code}\n", f"{devnet.http}/req?n=[1-40]"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert many.stdout.split() == ["200"] * 40
+        counted = stats(devnet.seller, "/req")
+        vouchers = [one["cumulative"] for one in devnet.admin("stats")["vouchers"]]
+        written = commits(home) - before
+        books.agree(41 * PRICE)
+    assert (counted["total"], counted["open"]) == (40, 0)
+    assert [int(one) for one in vouchers] == [number * PRICE for number in range(2, 42)]
+    assert written <= RESERVE_AFTER + 1 + SPARE_COMMITS
 
 
 @pytest.fixture
