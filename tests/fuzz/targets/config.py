@@ -28,6 +28,7 @@ def one_input(data: bytes) -> None:
         for amount in (
             *(rule.max_price, rule.max_per_day, rule.max_deposit, rule.deposit, rule.max_deposits_per_day),
             *(rule.authorise_ahead, rule.max_stream_step, rule.max_stream_per_second, rule.max_per_stream),
+            rule.reserve or "0",
         ):
             for decimals in places:
                 assert 0 <= parse_units(amount, decimals) <= UINT128_MAX
@@ -74,6 +75,7 @@ deposit = "0.5"
 max_opens_per_day = 2
 max_channels_per_scope = 4
 authorise_ahead = "0.5"
+reserve = "0.05"
 max_stream_step = "0.1"
 max_stream_per_second = "0.2"
 max_per_stream = "1"

@@ -1,5 +1,5 @@
 """The store's records; the first byte says how: ``R`` the raw bytes, ``S`` a channel's JSON under a good checksum,
-``N`` a counter's digits under one.
+``T`` the same with a reserve, ``N`` a counter's digits under one.
 
 - Nothing but `UnknownVersion` is raised; nothing is guessed.
 - A record that is read can be written, is the same when it is read again, and is written in one form only.
@@ -25,7 +25,13 @@ def one_input(data: bytes) -> None:
     if how == b"N":
         counter(sealed(rest))
         return
-    record = sealed(rest) if how == b"S" else rest
+    match how:
+        case b"S":
+            record = sealed(rest)
+        case b"T":
+            record = sealed(rest, codec.WITH_RESERVE)
+        case _:
+            record = rest
     counter(record)
     try:
         found = codec.decode_channel(record)
@@ -43,7 +49,8 @@ def one_input(data: bytes) -> None:
         account.doubt_everything(found, 1)
     except account.IllegalMove:
         return
-    assert found.free >= 0
+    assert 0 <= found.reserved <= found.free
+    assert 0 <= found.issued <= found.authorised
 
 
 def counter(data: bytes) -> None:
@@ -56,14 +63,14 @@ def counter(data: bytes) -> None:
     assert codec.encode_int(value) == data
 
 
-def sealed(payload: bytes) -> bytes:
+def sealed(payload: bytes, version: int = codec.FORMAT) -> bytes:
     """As the codec does it: what a fuzzer would never guess."""
-    return bytes([codec.FORMAT]) + zlib.crc32(payload, codec.FORMAT).to_bytes(4) + payload
+    return bytes([version]) + zlib.crc32(payload, version).to_bytes(4) + payload
 
 
 def seeds() -> dict[str, bytes]:
     def payload(record: bytes) -> bytes:
-        return b"S" + record[5:]
+        return (b"T" if record[0] == codec.WITH_RESERVE else b"S") + record[5:]
 
     busy = replace(
         ours(deposit=2**100, authorised=2**99, paid=5, owner="p1", epoch=3, transactions=("0xab",)),
@@ -79,6 +86,7 @@ def seeds() -> dict[str, bytes]:
     return {
         "open.json": payload(codec.encode_channel(ours())),
         "busy.json": payload(codec.encode_channel(busy)),
+        "reserve.json": payload(codec.encode_channel(replace(busy, reserved=2**98))),
         "opening.json": payload(codec.encode_channel(opening)),
         "v1.json": payload(codec.encode_channel(v1_ours(note="é"))),
         "raw": b"R" + codec.encode_channel(ours()),
@@ -99,6 +107,7 @@ TARGET = Target(
     words=(
         *(
             b"S",
+            b"T",
             b"R",
             b"N",
             b"null",
