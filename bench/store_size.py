@@ -15,7 +15,6 @@ from bench.world import World
 from proxy_addon.cli.records import open_store
 from proxy_addon.config import load
 from proxy_addon.methods.tempo_session.v2 import RESERVE
-from store.channels import ChannelStore
 from store.lifecycle import ChannelStatus
 from store.records import Channel, PaymentScope
 
@@ -24,12 +23,14 @@ _AT_ONCE = 2000
 
 def many_channels(world: World) -> list[Row]:
     few, many = (500, 5_000) if world.quick else (1_000, 100_000)
-    home = world.home()
-    with world.ours(home):
-        pass  # makes the store, and its seal
-    lookups = [asyncio.run(_fill_and_look(home, few, 0))]
-    first = _start(world, home)
-    lookups.append(asyncio.run(_fill_and_look(home, many, few)))
+    small, home = world.home(), world.home()
+    for one in (small, home):
+        with world.ours(one):
+            pass  # makes the store, and its seal
+    asyncio.run(_fill(small, few))
+    asyncio.run(_fill(home, many))
+    lookups = asyncio.run(_look((small, few), (home, many)))
+    first = _start(world, small)
     late = [(_start(world, home), _start_plain(world)) for _ in range(3 if world.quick else 5)]
     over = [one[0] - other[0] for one, other in late]
     return [
@@ -79,31 +80,41 @@ def _took(proxy: Proxy) -> tuple[float, float]:
     return time.monotonic() - proxy.began, cpu_seconds(proxy.pid)
 
 
-async def _fill_and_look(home: Home, until: int, since: int) -> float:
-    """Put channels `since` to `until` on record; the median of a look-up, in µs."""
+async def _fill(home: Home, count: int) -> None:
+    """Put so many channels on record."""
     store = await open_store(load(home.config))
     try:
-        for start in range(since, until, _AT_ONCE):
-            numbers = range(start, min(until, start + _AT_ONCE))
+        for start in range(0, count, _AT_ONCE):
+            numbers = range(start, min(count, start + _AT_ONCE))
             await asyncio.gather(*(store.adopt(_channel(home, number), ()) for number in numbers))
-        return await _look(store, home, until)
     finally:
         await store.close()
 
 
-async def _look(store: ChannelStore, home: Home, count: int) -> float:
-    """The median over scopes in no order, each looked up before: the first touch of a page costs what memory costs."""
+async def _look(*sizes: tuple[Home, int]) -> list[float]:
+    """The median of a look-up in each store, in µs: in turns, over scopes in no order, each looked up before.
+
+    The first touch of a page costs what memory costs; a minute later the machine is another one.
+    """
     chosen = random.Random(1)
-    scopes = [_channel(home, chosen.randrange(count)).scope for _ in range(1000)]
-    took = []
-    for again in (False, True):
-        for scope in scopes:
-            began = time.perf_counter_ns()
-            found = await store.get(scope)
-            if again:
-                took.append(time.perf_counter_ns() - began)
-            assert found is not None
-    return median(took) / 1000
+    stores = [await open_store(load(home.config)) for home, _ in sizes]
+    try:
+        scopes = [
+            [_channel(home, chosen.randrange(count)).scope for home, count in sizes] for _ in range(1000)
+        ]
+        took: list[list[int]] = [[] for _ in sizes]
+        for again in (False, True):
+            for each in scopes:
+                for number, (store, scope) in enumerate(zip(stores, each, strict=True)):
+                    began = time.perf_counter_ns()
+                    found = await store.get(scope)
+                    if again:
+                        took[number].append(time.perf_counter_ns() - began)
+                    assert found is not None
+        return [median(one) / 1000 for one in took]
+    finally:
+        for store in stores:
+            await store.close()
 
 
 def _channel(home: Home, number: int) -> Channel:

@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Final
 
+from proxy_addon import outbound
 from proxy_addon.audit import Audit, log
 from proxy_addon.chain import ChainClient
-from proxy_addon.config import Settings
+from proxy_addon.config import ConfigError, Settings
 from proxy_addon.config_tables import Store
 from proxy_addon.core.policy import Origin
 from proxy_addon.egress import Egress
 from proxy_addon.keys import load_signer
-from proxy_addon.methods.tempo_tx import preload
+from proxy_addon.methods import tempo_tx
 from proxy_addon.outbound import Outbound
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.tasks import background
@@ -29,6 +32,12 @@ from store.channels import ChannelStore
 from store.journal import Journal, boot_id
 from store.presence import Presence
 from store.records import Channel
+
+PRELOAD_S: Final = 0.05
+"""So long after the start is loaded what the first opening needs: the start does not share its core with it then."""
+
+_LATE: Final = ("certifi", "httpx", "rlp")
+"""What is imported later than at the start. That it is there is looked after then."""
 
 
 def now_ms() -> int:
@@ -50,8 +59,7 @@ class Runtime:
     def watch(self, tills: Callable[[], Iterable[Till]]) -> None:
         """Bring deposits home in the background, until `close`. `tills` are the channels that are in use here."""
         if self.signer is not None:
-            # Beside the first requests, rather than before them, or within the first opening.
-            threading.Thread(target=preload, name="preload", daemon=True).start()
+            asyncio.get_running_loop().call_later(PRELOAD_S, _preload)
             watchdog = Watchdog(self.parts, watchdog_rules(self.settings, self.signer), tills)
             self.tasks.append(background(watchdog.run(), "bursar-watchdog"))
 
@@ -68,6 +76,9 @@ class Runtime:
 
 async def open_runtime(settings: Settings, *, need_signer: bool) -> Runtime:
     """Open what `settings` name. Raises `ConfigError`, `KeystoreError`, `StoreError`; then nothing stays open."""
+    for name in _LATE:
+        if find_spec(name) is None:
+            raise ConfigError(f"the package {name} is not installed: pip install --force-reinstall bursar")
     signer = load_signer(settings) if need_signer else None
     backend = await open_backend(settings.store.backend, settings.store.directory)
     store = ChannelStore(backend)
@@ -88,6 +99,16 @@ async def open_runtime(settings: Settings, *, need_signer: bool) -> Runtime:
     )
     log.debug("bursar: store %s, ledger %s", settings.store.directory, journal.path)
     return Runtime(settings, store, journal, signer, parts, presence)
+
+
+def _preload() -> None:
+    """Beside the first requests, rather than before them, or within the first opening."""
+
+    def load() -> None:
+        tempo_tx.preload()
+        outbound.preload()
+
+    threading.Thread(target=load, name="preload", daemon=True).start()
 
 
 async def _enter(where: Store, store: ChannelStore) -> tuple[Journal, Presence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from proxy_addon.cli.accepting import unusable
 from proxy_addon.cli.ca import CERTIFICATE
 from proxy_addon.cli.home import config_option, home_of, json_option, load_settings
 from proxy_addon.cli.wallet import missing_password
@@ -72,6 +72,7 @@ def command(
     config = config.expanduser().absolute()
 
     def tell(listening: Listening | Workers) -> None:
+        gc.enable()
         if ready_fd is not None:
             announce(ready_fd, listening)
         elif as_json:
@@ -100,6 +101,9 @@ def command(
     if worker_fd is None:
         _check_free(host, port)
         os.environ.update(missing_password(settings))
+
+    # A fifth of a second of the start would go into looking for garbage among modules, which stay.
+    gc.disable()
 
     from proxy_addon.cli.serve import intake_of, serve  # mitmproxy is slow to import
 
@@ -143,4 +147,6 @@ def _check_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            from proxy_addon.cli.accepting import unusable
+
             raise unusable(host, port, error) from None

@@ -1,6 +1,8 @@
 """One process of the payer, from its start to its kill: the real gate, store, ledger and signer, without mitmproxy.
 
-What it sends goes to `world.World`, over a socket. Waits for the chain are short, nothing else is changed.
+What it sends goes to `world.World`, over a socket. Waits for the chain are short, and in most lives that do not end
+at a point by name a reserve comes with the first commits, so that they see its beginning and its end. Nothing else is
+changed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from proxy_addon import config
 from proxy_addon.cli import verify
 from proxy_addon.cli.lines import read_ledger
 from proxy_addon.cli.sums import add_up
+from proxy_addon.core import dispatch
 from proxy_addon.core.errors import BursarError
 from proxy_addon.demo.chain import CHAIN_ID, PATH_USD
 from proxy_addon.mitm.gate import Deliver, Outcome, Outgoing
@@ -44,6 +47,7 @@ from tests.crash import points, sabotage, watched
 from tests.crash.jobs import MAIN_PORT, HttpAnswer, HttpAsk, Job, Report, Spend, Totals
 from tests.crash.wire import Wire
 from tests.crash.world import PRICES
+from tests.unit.errands import serve_errands
 
 RPC = "http://127.0.0.1:9"
 KEY_VARIABLE = "CRASH_WALLET_KEY"
@@ -115,6 +119,11 @@ async def live(fd: int, job: Job) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: wire.put(("trouble", _waiting())))
     logging.getLogger().addHandler(_Telling(wire))
     points.trap.set(job)
+    if job.kill.point is None:  # else an act passes the point, and with a reserve there is less to pass
+        chance = random.Random(f"reserve {job.seed}")
+        vars(dispatch).update(
+            RESERVE_AFTER=chance.choice([1, 1, 2, 8]), RESERVE_PRICES=chance.choice([1, 3, 31])
+        )
     if job.sabotage is not None:
         sabotage.commit(job.sabotage)
     life = await Life.start(job, wire)
@@ -441,7 +450,6 @@ async def open_wired(job: Job, wire: Wire, fates: dict[str, list[str]]) -> Runti
     runtime = await open_runtime(settings, need_signer=True)
     for chain in runtime.parts.chains.values():
         chain._client = httpx.AsyncClient(transport=_Transport("rpc", wire, {}), trust_env=False)
-    runtime.parts.outbound._client = httpx.AsyncClient(
-        transport=_Transport("api", wire, fates), trust_env=False
-    )
+    api = httpx.AsyncClient(transport=_Transport("api", wire, fates), trust_env=False)
+    serve_errands(runtime.parts.outbound, api)
     return runtime

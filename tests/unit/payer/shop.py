@@ -50,6 +50,7 @@ from store.journal import Journal
 from store.lifecycle import ChannelStatus
 from store.memory_store import MemoryBackend, SharedMemory
 from store.records import Channel
+from tests.unit.errands import serve_errands
 
 FUNDS: Final = 5_000_000
 DEPOSIT: Final = 1_000_000
@@ -329,7 +330,7 @@ class Payer:
         chain = ChainClient([RPC], chain_id)
         chain._client = shop.client()
         outbound = Outbound()
-        outbound._client = shop.client()
+        serve_errands(outbound, shop.client())
         self.parts = Parts(
             store=self.store,
             signer=self.signer,

@@ -13,6 +13,7 @@ from proxy_addon.methods.contract import ChainState
 from proxy_addon.watchdog.rules import Rules
 from proxy_addon.watchdog.watch import Watchdog
 from store.records import Channel
+from tests.unit.errands import serve_errands
 from tests.unit.payer.shop import RPC_HOST, Payer, Shop
 
 IDLE_S: Final = 3_600
@@ -73,7 +74,7 @@ class Scene:
                 return await self.shop._serve(request)
             raise httpx.ConnectError("connection refused")
 
-        self.payer.parts.outbound._client = httpx.AsyncClient(transport=httpx.MockTransport(serve))
+        serve_errands(self.payer.parts.outbound, httpx.AsyncClient(transport=httpx.MockTransport(serve)))
 
     async def state(self, channel: Channel) -> ChainState:
         return await self.payer.parts.method(channel).read_channel(self.chain, channel)
