@@ -87,11 +87,23 @@ class Audit:
         **more: Any,
     ) -> None:
         """A line for people, and the same for the log. Never raises: what it tells has happened already."""
-        log.log(level, "%s", message)
+        if _is_heard(level):
+            log.log(level, "%s", message)
         try:
             self.move(kind, {**(fields or {}), **more, "message": message}, channel_id=channel_id, move=move)
         except StoreUnavailable as error:
             log.error("%s", error)
+
+
+def _is_heard(level: int) -> bool:
+    """Does any handler take what we log at `level`? Of each payment something is said: a record that nobody takes
+    would cost more than the ledger's line."""
+    one: logging.Logger | None = log
+    while one is not None:
+        if any(level >= handler.level for handler in one.handlers):
+            return True
+        one = one.parent if one.propagate else None
+    return not log.hasHandlers()
 
 
 def amount_fields(token: Token, amount: int) -> dict[str, str]:

@@ -6,7 +6,6 @@ It starts as mitmdump does, so that logs, options and signals are mitmdump's. Im
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import stat
 import sys
@@ -23,7 +22,7 @@ from proxy_addon import addon
 from proxy_addon.cli.ca import bundle, ensure_ca, public_authorities
 from proxy_addon.cli.failure import ExitCode, Failure, failure_of
 from proxy_addon.cli.home import home_of
-from proxy_addon.mitm import dispatch, door
+from proxy_addon.mitm import dispatch, door, quick
 from proxy_addon.mitm.intake import Intake
 from proxy_addon.mitm.unwatched import let_large_bodies_pass
 
@@ -65,7 +64,7 @@ class Ready:
             asyncio.get_running_loop().add_reader(self._lifeline, self._parent_gone)
         runtime = self._payer.runtime
         ledger = None if runtime is None else str(runtime.journal.path)
-        _look_less_often()
+        quick.look_less_often()
         self._tell(Listening(url=f"http://{shown}:{port}", pid=os.getpid(), ledger=ledger))
 
     def _parent_gone(self) -> None:
@@ -73,16 +72,6 @@ class Ready:
         asyncio.get_running_loop().remove_reader(self._lifeline)
         master: Any = ctx.master
         master.shutdown()
-
-
-def _look_less_often() -> None:
-    """What is there now stays to the end: the garbage collector need not walk through it for every few requests.
-
-    Nor after every 700 new objects, of which one request makes more. What it finds is bounded all the same.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 def serve(
@@ -108,6 +97,8 @@ def serve(
 
     class Master(dump.DumpMaster):
         def __init__(self, opts: options.Options) -> None:
+            # Before there are addons: with --set, mitmproxy reads the authority's key (50 ms) once more.
+            opts.update(confdir=str(home.ca))  # type: ignore[no-untyped-call]
             super().__init__(opts)
             addons: Any = self.addons
             dispatch.install(
@@ -148,7 +139,6 @@ def serve(
                 super().shutdown()  # type: ignore[no-untyped-call]
 
     arguments = [
-        *("--set", f"confdir={home.ca}"),
         *("--set", f"bursar_config={config}"),
         *("--listen-host", host),
         *("--listen-port", str(port)),

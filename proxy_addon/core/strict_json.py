@@ -20,7 +20,6 @@ MAX_DEPTH: Final = 16
 
 _B64URL: Final = re.compile(r"[A-Za-z0-9_-]*\Z")  # RFC 4648 section 5, without padding
 _B64_ANY: Final = re.compile(r"[A-Za-z0-9_+/-]*={0,2}\Z")  # sections 4 and 5
-_TO_STANDARD: Final = str.maketrans("-_", "+/")
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 
 # RFC 8259 section 7: a string, so that brackets inside one do not count as nesting.
@@ -56,7 +55,7 @@ def b64_decode_any(text: str, what: str = "base64 value") -> bytes:
 def _decode(bare: str, what: str) -> bytes:
     if len(bare) % 4 == 1:
         raise RemoteProtocolError(f"{what} has a length that base64 cannot have")
-    standard = bare.translate(_TO_STANDARD) + "=" * (-len(bare) % 4)
+    standard = bare.replace("-", "+").replace("_", "/") + "=" * (-len(bare) % 4)
     data = binascii.a2b_base64(standard)
     # Two texts must not decode to the same bytes; only a rest can have unused bits.
     if len(bare) % 4 and b64encode(data[-(len(data) % 3) :]).decode("ascii") != standard[-4:]:

@@ -1,8 +1,8 @@
 """Which addons handle which hook, looked up once: half of mitmproxy's work per request is asking all of them.
 
-Optional, and off under plain mitmdump. Order, isolation of failures and `AddonHalt` are as in mitmproxy's own
-`AddonManager.trigger_event`. One thing differs: a handler that is set on an addon while the proxy runs is
-found only after the next change of addons or options.
+Optional. Order, isolation of failures and `AddonHalt` are as in mitmproxy's own `AddonManager.trigger_event`. What
+is remembered is what mitmproxy's own addons and ours handle, until addons or options change. Anybody else's addon, a
+script's too, may get and lose handlers while the proxy runs: it is asked each time.
 
 A hook whose handlers are done without waiting needs no task (`inline`). And a log record is made into an event
 only if somebody takes those: mitmproxy asks all addons for each line that is logged.
@@ -11,14 +11,14 @@ only if somebody takes those: mitmproxy asks all addons for each line that is lo
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
 from mitmproxy import http, version
 from mitmproxy.addonmanager import AddonManager, safecall, traverse
 from mitmproxy.addons.onboarding import Onboarding
+from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.exceptions import AddonHalt, OptionsError
 from mitmproxy.flow import Flow
 from mitmproxy.hooks import Hook, UpdateHook
@@ -28,10 +28,7 @@ from proxy_addon.mitm import inline, log_events
 from proxy_addon.mitm.compat import why_unsupported
 from proxy_addon.mitm.idle import is_idle
 
-Groups = tuple[
-    tuple[object, ...], ...
-]  # per addon of the chain: it and its sub-addons, as far as they handle it
-
+_OURS: Final = ("mitmproxy.", "proxy_addon.")  # packages whose addons handle what their classes say
 _UPDATE: Final = UpdateHook.name
 _LOG: Final = AddLogHook.name
 _CLIENT: Final = "client_connected"
@@ -40,16 +37,48 @@ _CLIENT: Final = "client_connected"
 def install(addons: AddonManager) -> str | None:
     """Make `addons` remember who handles what. Returns why not, in a version of mitmproxy that was not tested."""
     why = why_unsupported(version.VERSION)
-    if why is None:
+    if why is None and not _is_replaced(addons):
         _Dispatch(addons)
     return why
+
+
+def _is_replaced(addons: AddonManager) -> bool:
+    """By us, or by somebody else whose own dispatch stays."""
+    own = (
+        type(addons) is AddonManager and "trigger_event" not in vars(addons) and "trigger" not in vars(addons)
+    )
+    return not own
+
+
+class _Live:
+    """An addon of the chain that is asked each time, with its sub-addons."""
+
+    def __init__(self, addon: object, judge: Callable[[object, str], Sequence[object]]) -> None:
+        self._addon = addon
+        self._judge = judge
+
+    def now(self, name: str) -> Sequence[object]:
+        found = []
+        for one in traverse([self._addon]):  # type: ignore[no-untyped-call]
+            handler = getattr(one, name, None)
+            if handler:
+                if not callable(handler):
+                    return self._judge(self._addon, name)
+                found.append(one)
+        return found
+
+
+Group = (
+    Sequence[object] | _Live
+)  # of an addon of the chain: it and its sub-addons, as far as they handle a hook
+Groups = tuple[Group, ...]
 
 
 class _Paused(NamedTuple):
     """A handler waits: the rest of its hook comes after it."""
 
     waiting: Awaitable[Any]
-    groups: Groups  # as they were when it began
+    groups: Groups  # from its own on
     group: int
     place: int  # in the group, of the next handler
 
@@ -63,7 +92,7 @@ class _Dispatch:
         self._trigger = self._forgetting(addons.trigger)
         addons.trigger = self.trigger  # type: ignore[method-assign]
         addons.trigger_event = self.trigger_event  # type: ignore[method-assign]
-        log_events.filter_by(addons, self._is_taken)
+        self._log_events = log_events.Switch(addons)
 
     def _forgetting(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -71,28 +100,30 @@ class _Dispatch:
                 return method(*args, **kwargs)
             finally:
                 self._known.clear()
+                self._log_events.turn(on=True)
 
         return wrapped
-
-    def _is_taken(self, record: logging.LogRecord) -> bool:
-        """Does an addon take log events, as far as is known? Any thread asks."""
-        return self._known.get(_LOG) != ()
 
     def _groups(self, name: str) -> Groups:
         groups = self._known.get(name)
         return self._look_up(name) if groups is None else groups
 
     def _look_up(self, name: str) -> Groups:
-        found = []
+        found: list[Group] = []
         options = self._addons.master.options
         for addon in self._addons.chain:
             with safecall():
-                handlers = self._addons._iter_hooks(addon, _named(name))
-                names = {id(a) for a, _ in handlers if not is_idle(a, name, options)}
-                if names:
-                    found.append(tuple(_quick(a) for a in traverse([addon]) if id(a) in names))  # type: ignore[no-untyped-call]
+                if name != _LOG and not _is_known(addon):
+                    found.append(_Live(addon, self._handlers))
+                elif group := [a for a in self._handlers(addon, name) if not is_idle(a, name, options)]:
+                    found.append([_quick(a, name) for a in group])
         self._known[name] = groups = tuple(found)
+        if name == _LOG:
+            self._log_events.turn(on=bool(groups))
         return groups
+
+    def _handlers(self, addon: object, name: str) -> Sequence[object]:
+        return [a for a, _ in self._addons._iter_hooks(addon, _named(name))]
 
     # -- instead of mitmproxy's
 
@@ -119,18 +150,26 @@ class _Dispatch:
         None: all is done. Else the rest of it, to be awaited.
         """
         (data,) = args = (getattr(hook, _only_field(type(hook))),)
+        flow = data if isinstance(data, Flow) else None
         paused = self._begin(hook.name, args)
-        is_flow = isinstance(data, Flow)
-        if paused is None and not (is_flow and (data.intercepted or self._groups(_UPDATE))):
-            return None
-        return self._rest(hook.name, args, paused, data if is_flow else None)
+        if paused is not None:
+            return self._rest(hook.name, args, paused, flow)
+        return None if flow is None else self._updated(flow)
 
-    async def _rest(self, name: str, args: Any, paused: _Paused | None, flow: Flow | None) -> None:
+    async def _rest(self, name: str, args: Any, paused: _Paused, flow: Flow | None) -> None:
         await self._finish(name, args, paused)
-        if flow is not None:
-            update = UpdateHook([flow]).args()
-            await self._finish(_UPDATE, update, self._begin(_UPDATE, update))
-            await flow.wait_for_resume()  # type: ignore[no-untyped-call]
+        if flow is not None and (rest := self._updated(flow)) is not None:
+            await rest
+
+    def _updated(self, flow: Flow) -> Coroutine[Any, Any, None] | None:
+        """What comes after each hook of a flow."""
+        args = ([flow],)
+        paused = self._begin(_UPDATE, args)
+        return self._resumed(flow, args, paused) if paused is not None or flow.intercepted else None
+
+    async def _resumed(self, flow: Flow, args: Any, paused: _Paused | None) -> None:
+        await self._finish(_UPDATE, args, paused)
+        await flow.wait_for_resume()  # type: ignore[no-untyped-call]
 
     # -- the handlers, in order
 
@@ -159,11 +198,13 @@ def _go(name: str, args: Any, groups: Groups, first: int, place: int) -> _Paused
     for number in range(first, len(groups)):
         group = groups[number]
         try:
+            if isinstance(group, _Live):
+                group = group.now(name)
             while place < len(group):
                 result = getattr(group[place], name)(*args)
                 place += 1
                 if result is not None and inspect.isawaitable(result):
-                    return _Paused(result, groups, number, place)
+                    return _Paused(result, (group, *groups[number + 1 :]), 0, place)
         except AddonHalt:
             return None
         except OptionsError:
@@ -185,8 +226,25 @@ class _Onboarding:
         return self._addon.request(flow) if self._addon.should_serve(flow) else None  # type: ignore[no-untyped-call]
 
 
-def _quick(addon: object) -> object:
-    return _Onboarding(addon) if type(addon) is Onboarding else addon
+def _is_known(addon: object) -> bool:
+    return all(type(one).__module__.startswith(_OURS) for one in traverse([addon]))  # type: ignore[no-untyped-call]
+
+
+class _Revocations:
+    """mitmproxy's list of revoked certificates: its path is made out of a certificate for each request."""
+
+    def __init__(self, addon: Any) -> None:
+        self._addon = addon
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        if flow.request.data.path.endswith(b".crl"):
+            self._addon.request(flow)
+
+
+def _quick(addon: object, name: str) -> object:
+    if type(addon) is Onboarding:
+        return _Onboarding(addon)
+    return _Revocations(addon) if type(addon) is TlsConfig and name == "request" else addon
 
 
 class _Named(Hook):  # type: ignore[no-untyped-call]

@@ -66,7 +66,7 @@ def bound(connection: Layer | None) -> None:
 
 def clean(fields: Fields) -> Fields:
     """Without what could end a field early at the next one who reads it."""
-    if not any(map(_NO_FIELD.search, (value for _, value in fields))):
+    if not _NO_FIELD.search(b" ".join([value for _, value in fields])):
         return fields
     return tuple((name, _NO_FIELD.sub(b" ", value)) for name, value in fields)
 

@@ -7,33 +7,24 @@ handlers, is not touched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import Final
 
-from mitmproxy.addonmanager import AddonManager, traverse
-from mitmproxy.log import AddLogHook, LegacyLogEvents
+from mitmproxy.addonmanager import AddonManager
+from mitmproxy.log import LegacyLogEvents
 
-Filter = Callable[[logging.LogRecord], bool]
-
-
-def filter_by(addons: AddonManager, is_taken: Filter) -> None:
-    """Make events of those records only that `is_taken`, for this proxy's addons."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, LegacyLogEvents) and handler.master is addons.master:
-            handler.addFilter(is_taken)
+_NEVER: Final = logging.CRITICAL + 1_000
 
 
-def spare_ours(addons: AddonManager) -> None:
-    """Under plain mitmdump: what bursar says of each payment becomes no event unless an addon takes events."""
-    seen: tuple[int, bool] = (-1, True)
+class Switch:
+    """Whether records become events for this proxy's addons. They do, until it is known that nobody takes them."""
 
-    def is_taken(record: logging.LogRecord) -> bool:
-        nonlocal seen
-        if record.name != "bursar" or record.levelno > logging.INFO:
-            return True
-        number = len(addons.lookup)
-        if number != seen[0]:  # addons have come or gone
-            takes = any(hasattr(one, AddLogHook.name) for one in traverse(addons.chain))  # type: ignore[no-untyped-call]
-            seen = number, takes
-        return seen[1]
+    def __init__(self, addons: AddonManager) -> None:
+        self._handlers = [
+            one
+            for one in logging.getLogger().handlers
+            if isinstance(one, LegacyLogEvents) and one.master is addons.master
+        ]
 
-    filter_by(addons, is_taken)
+    def turn(self, *, on: bool) -> None:
+        for one in self._handlers:
+            one.setLevel(logging.NOTSET if on else _NEVER)

@@ -82,28 +82,34 @@ class PayingStream(SendingStream):
 
     def _take_event(self, event: events.Event) -> CommandGenerator[None]:
         """In the place of `handle_event` on a watched stream: what must not wait in memory while it pauses."""
+        if _is_ours(event) and self._handle_event == self.passthrough:
+            return _nothing()  # upgraded meanwhile
+        if self._paused and self._taken(event):
+            return _nothing()
+        taking: CommandGenerator[None] = super().handle_event(event)
+        return taking
+
+    def _taken(self, event: events.Event) -> bool:
+        """While the stream pauses: is this event kept elsewhere than in mitmproxy's queue?"""
         uplink = self._uplink
         assert uplink is not None
-        if self._handle_event == self.passthrough and _is_ours(event):
-            return  # upgraded meanwhile
-        if self._paused:
-            if self._phase is Phase.DECIDING and isinstance(event, _ANSWER):
-                assert self._answer is not None
-                try:
-                    self._answer.take(event, self._paying.limits.answer_flood)
-                except Exception as error:
-                    logger.error("An answer cannot be kept: %s", describe(error))
-                    self._answer.flooded = True
-                return
-            if self._spools and isinstance(event, RequestData):
-                try:
-                    uplink.upload.append(event.data)
-                except OSError as error:
-                    logger.error("A request's body cannot be stored: %s", describe(error))
-                    uplink.upload.close()
-                    self._gone = True
-                return
-        yield from super().handle_event(event)
+        if self._phase is Phase.DECIDING and isinstance(event, _ANSWER):
+            assert self._answer is not None
+            try:
+                self._answer.take(event, self._paying.limits.answer_flood)
+            except Exception as error:
+                logger.error("An answer cannot be kept: %s", describe(error))
+                self._answer.flooded = True
+            return True
+        if self._spools and isinstance(event, RequestData):
+            try:
+                uplink.upload.append(event.data)
+            except OSError as error:
+                logger.error("A request's body cannot be stored: %s", describe(error))
+                uplink.upload.close()
+                self._gone = True
+            return True
+        return False
 
     def _watched(self, uplink: Uplink, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, _ANSWER):
@@ -330,6 +336,10 @@ class PayingStream(SendingStream):
         if self._answer is not None and self._answer.ended:
             return Outcome.COMPLETE
         return Outcome.LOST if self._phase is Phase.AWAITING else Outcome.CUT
+
+
+def _nothing() -> CommandGenerator[None]:
+    yield from ()
 
 
 def _is_ours(event: events.Event) -> bool:

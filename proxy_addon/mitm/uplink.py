@@ -27,7 +27,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client
 
 from proxy_addon.mitm import compat
 from proxy_addon.mitm.gate import NOTHING, Outgoing
-from proxy_addon.mitm.heads import clean
+from proxy_addon.mitm.heads import Fields, clean
 from proxy_addon.mitm.timer import Timer
 from proxy_addon.mitm.upload import Upload
 
@@ -216,16 +216,30 @@ class Uplink:
         return waiting
 
 
+def _with(fields: Fields, name: str, value: str, *, replacing: bool) -> Fields:
+    """With a field of that name: in the place of those that are there, or only if there is none."""
+    raw, text = name.encode(), value.encode("utf-8", "surrogateescape")
+    same = raw.lower()
+    places = [place for place, (found, _) in enumerate(fields) if found.lower() == same]
+    if not places:
+        return (*fields, (raw, text))
+    if not replacing:
+        return fields
+    first = places[0]
+    rest = (field for field in fields[first + 1 :] if field[0].lower() != same)
+    return (*fields[:first], (fields[first][0], text), *rest)
+
+
 def with_fields(request: http.Request, outgoing: Outgoing) -> http.Request:
     """A copy of the request's header with `outgoing` in it; the body is shared."""
-    headers = http.Headers()
-    headers.fields = request.headers.fields  # a tuple of tuples: setting a field makes a new one
+    fields = request.headers.fields
     lower = request.is_http2 or request.is_http3  # there, field names must be
     for name, value in outgoing.sets:
-        headers[name.lower() if lower else name] = value
+        fields = _with(fields, name.lower() if lower else name, value, replacing=True)
     for name, value in outgoing.adds:
-        if name not in headers:
-            headers[name.lower() if lower else name] = value
+        fields = _with(fields, name.lower() if lower else name, value, replacing=False)
+    headers = http.Headers.__new__(http.Headers)
+    headers.fields = fields
     # By hand: mitmproxy's own `copy` is a serialisation and back (200 µs), its constructor checks types (70 µs).
     clone = http.Request.__new__(http.Request)
     clone.data = http.RequestData.__new__(http.RequestData)

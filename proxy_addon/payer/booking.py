@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from proxy_addon.audit import Audit
 from proxy_addon.core.errors import RemoteProtocolError
@@ -18,17 +18,11 @@ from store.amounts import Token
 from store.contract import StoreError
 from store.lifecycle import ChannelStatus
 
-if TYPE_CHECKING:
-    from mitmproxy import http
-
 log: Final = logging.getLogger("bursar")
 
 
-def read_receipt(attempt: Attempt, fields: http.Headers) -> Receipt | None:
-    """The receipt in an answer's header or trailers, if it is readable and about this attempt's channel."""
-    value = fields.get("Payment-Receipt")
-    if value is None:
-        return None
+def read_receipt(attempt: Attempt, value: str) -> Receipt | None:
+    """The receipt of an answer's header or trailers, if it is readable and about this attempt's channel."""
     host, channel_id = attempt.want.facts.host, attempt.grant.channel.channel_id
     try:
         receipt = parse_receipt(value)

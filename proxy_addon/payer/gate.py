@@ -13,7 +13,6 @@ from typing import Final
 
 from mitmproxy import http
 
-from proxy_addon.audit import RequestFacts, amount_fields
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError
 from proxy_addon.core.headers import is_event_stream
 from proxy_addon.core.messages import (
@@ -33,6 +32,7 @@ from proxy_addon.payer.fields import names_of, scan, text, without
 from proxy_addon.payer.guard import Guard
 from proxy_addon.payer.offers import Offers
 from proxy_addon.payer.parts import Parts
+from proxy_addon.payer.refusing import Refusals
 from proxy_addon.payer.repairing import Repairs
 from proxy_addon.payer.repeating import Repeats
 from proxy_addon.payer.sockets import Sockets
@@ -54,6 +54,7 @@ from store.lifecycle import PENDING_OPEN
 log: Final = logging.getLogger("bursar")
 
 _OURS: Final = frozenset(name.lower().encode() for name in PAYMENT_RESPONSE_FIELDS)
+_RECEIPT: Final = b"payment-receipt"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -75,8 +76,7 @@ class PaymentGate:
         self._user_of = user_of
         self._parts = parts
         self._policy = policy
-        self._reason_header = reason_header
-        self._locate = locate  # says where in the config the keys are that a message names
+        self._refusals = Refusals(parts.audit, locate=locate, reason_header=reason_header)
         self._why_not = why_not
         self._offers = Offers(parts, policy)
         self._repairs = Repairs(parts, self._offers, self)
@@ -138,7 +138,9 @@ class PaymentGate:
             return
         refusal = self._policy.unknown(origin)
         facts = facts_of(flow, origin)
-        for name, value in self._refuse(facts, response.status_code, refusal.reason, refusal.message).adds:
+        for name, value in self._refusals.refuse(
+            facts, response.status_code, refusal.reason, refusal.message
+        ).adds:
             response.headers.add(name, value)
 
     # -- 2: the request leaves next
@@ -152,6 +154,7 @@ class PaymentGate:
             till = offer.desk.till
             if (
                 till is None
+                or till.busy
                 or self.repeats.may_be(ticket)
                 or not offer.live(self._parts.latest(ticket.origin))
             ):
@@ -211,8 +214,8 @@ class PaymentGate:
         if attempt is None or attempt.ended:
             return None
         try:
-            if b"payment-receipt" in found:
-                attempt.receipt = booking.read_receipt(attempt, response.headers)
+            if (value := text(found.get(_RECEIPT))) is not None:
+                attempt.receipt = booking.read_receipt(attempt, value)
         finally:
             if not _OURS.isdisjoint(found):
                 without(response.headers, _OURS)
@@ -256,8 +259,8 @@ class PaymentGate:
         attempt = ticket.attempt
         if attempt is None or attempt.ended:
             return
-        if attempt.receipt is None:
-            attempt.receipt = booking.read_receipt(attempt, trailers)
+        if attempt.receipt is None and (value := text(scan(trailers).get(_RECEIPT))) is not None:
+            attempt.receipt = booking.read_receipt(attempt, value)
         for name in PAYMENT_RESPONSE_FIELDS:
             trailers.pop(name, None)
 
@@ -271,14 +274,14 @@ class PaymentGate:
             outgoing = await self._answered(ticket, response, body)
         except ChallengeExpired as error:
             if ticket.tries.anew:
-                return self._refuse(ticket.facts, ticket.status, error.reason, str(error))
+                return self._refusals.refuse(ticket.facts, ticket.status, error.reason, str(error))
             ticket.tries.count(Way.ANEW)
             outgoing = self._unpaid(ticket)  # to be asked again
         except LocalRefusal as error:
             ticket.refusal = error.reason
-            return self._refuse(ticket.facts, ticket.status, error.reason, str(error))
+            return self._refusals.refuse(ticket.facts, ticket.status, error.reason, str(error))
         except BursarError as error:
-            return self._refuse(ticket.facts, ticket.status, "protocol", str(error))
+            return self._refusals.refuse(ticket.facts, ticket.status, "protocol", str(error))
         return outgoing if isinstance(outgoing, Deliver) else Again(outgoing)
 
     async def _answered(
@@ -296,7 +299,7 @@ class PaymentGate:
             await self.guard.learn(ticket.origin)
             offer = self._offers.choose(ticket, parsed.challenges)
             if self._policy.shadow:
-                return self._shadow(ticket, offer)
+                return self._refusals.shadow(ticket, offer)
             await self.guard.attempt(ticket, offer)
             await snapshots.heed(self._parts, offer, response.headers.get(snapshots.FIELD))
             return await self.pay(ticket, offer)
@@ -311,29 +314,6 @@ class PaymentGate:
             return Deliver()
         self.guard.repair(ticket)
         return await self._repairs.mend(ticket, attempt, response, kind, parsed.challenges)
-
-    def _shadow(self, ticket: PayTicket, offer: Offer) -> Deliver:
-        token, terms = offer.caps.token, offer.terms
-        self._parts.audit.note(
-            "decision",
-            f"shadow: would have paid {token.show(terms.price)} to {terms.payee} for"
-            f" {ticket.facts.method} {ticket.facts.host}{ticket.facts.path}",
-            fields={
-                **ticket.facts.fields(),
-                "challenge": offer.challenge.id,
-                "outcome": "shadow",
-                **amount_fields(token, terms.price),
-            },
-        )
-        return Deliver()
-
-    def _refuse(self, facts: RequestFacts, status: int | None, reason: str, message: str) -> Deliver:
-        if facts.host not in message:
-            message = f"{facts.host}: {message}"
-        fields = {**facts.fields(), "outcome": "refused", "reason": reason, "status": status}
-        told = f"not paid: {self._locate(message)} (bursar explain {reason})"
-        self._parts.audit.note("decision", told, level=logging.WARNING, fields=fields)
-        return Deliver((("Bursar-Reason", reason),) if self._reason_header else ())
 
     # -- paying
 

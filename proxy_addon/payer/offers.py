@@ -171,13 +171,14 @@ class Offers:
 
     def of_route(self, ticket: PayTicket) -> Offer | None:
         """The offer that a request of this route may use at once."""
-        offer = self._kept.get(ticket.route)
+        route = ticket.route
+        offer = self._kept.get(route)
         if offer is None or blocks_client(ticket, offer.challenge):
             return None
-        if self._paused.get(ticket.route, 0) > self._parts.ticks():
+        if self._paused and self._paused.get(route, 0) > self._parts.ticks():
             return None
         if not offer.live(self._parts.latest(ticket.origin)):
-            del self._kept[ticket.route]
+            del self._kept[route]
             return None
         return offer
 
@@ -198,17 +199,23 @@ class Offers:
 
     def taken(self, route: Route, offer: Offer, *, streams: bool = False) -> None:
         """The server took a payment against this offer: keep it for the next request of its route."""
-        if len(self._streams) > MOST_OFFERS:
-            self._streams.clear()
-        self._streams[route] = streams or self._streams.get(route, False)
         offer.used += 1
-        self._by_origin[route[0]] = offer.desk
-        self._paused.pop(route, None)
-        if offer.used > 1:  # so it does take a challenge again
-            self._refused_reuse.pop(route, None)
-        if offer.challenge.digest is not None or self._refused_reuse.get(route, 0) >= REUSE_REFUSALS:
-            return
-        _put(self._kept, route, offer)
+        if self._by_origin.get(route[0]) is not offer.desk:
+            self._by_origin[route[0]] = offer.desk
+        known = self._streams.get(route)
+        if known is None or (streams and not known):
+            if len(self._streams) > MOST_OFFERS:
+                self._streams.clear()
+            self._streams[route] = streams
+        if self._paused:
+            self._paused.pop(route, None)
+        if self._refused_reuse:
+            if offer.used > 1:  # so it does take a challenge again
+                self._refused_reuse.pop(route, None)
+            if self._refused_reuse.get(route, 0) >= REUSE_REFUSALS:
+                return
+        if offer.challenge.digest is None:
+            _put(self._kept, route, offer)
 
     def refused(self, route: Route, offer: Offer, kind: str | None) -> None:
         """The server refused a payment against this offer; some servers take a challenge once only."""

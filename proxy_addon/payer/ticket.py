@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
+import os
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from proxy_addon.audit import RequestFacts
@@ -133,13 +134,18 @@ class PayTicket:
 
 
 def origin_of(request: http.Request) -> Origin:
-    return Origin(request.scheme, request.host.lower().rstrip("."), request.port)
+    return _origin(request.scheme, request.host, request.port)
+
+
+@lru_cache(maxsize=1024)  # asked for each request; and what is the same object is found faster
+def _origin(scheme: str, host: str, port: int) -> Origin:
+    return Origin(scheme, host.lower().rstrip("."), port)
 
 
 def facts_of(flow: http.HTTPFlow, origin: Origin, user: str | None = None) -> RequestFacts:
     peer = flow.client_conn.peername
     return RequestFacts(
-        request_id=uuid.uuid4().hex,
+        request_id=os.urandom(16).hex(),
         client=f"{peer[0]}:{peer[1]}" if peer else "unknown",
         host=origin.shown,
         method=flow.request.method,

@@ -100,6 +100,11 @@ class Till:
         return f"{requests} requests, {self.signatures} signatures, {self.commits} commits"
 
     @property
+    def busy(self) -> bool:
+        """Do others wait for a commit? Then whoever comes now waits with them."""
+        return self._queue.busy
+
+    @property
     def idle(self) -> bool:
         return not (self.channel.holds or self._queue.busy)
 

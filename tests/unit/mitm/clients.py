@@ -40,7 +40,12 @@ async def curl(proxy: str, *arguments: str, stdin: bytes | None = None) -> Got:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await process.communicate(stdin)
+    try:
+        out, err = await process.communicate(stdin)
+    except asyncio.CancelledError:  # it leaves
+        process.kill()
+        await process.wait()
+        raise
     assert process.returncode is not None
     return Got(process.returncode, err if process.returncode == 0 else b"", out, err)
 

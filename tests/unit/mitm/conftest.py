@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mitmproxy import certs
 from mitmproxy.certs import CertStore
 
 from tests.unit.mitm.fake_gate import FakeGate
@@ -16,6 +19,14 @@ def confdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mitmproxy")
     CertStore.from_store(path, "mitmproxy", 2048)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _key_read_once() -> Iterator[None]:
+    """Every proxy of this process reads the same key, and checking that its primes are such takes a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certs, "load_pem_private_key", functools.cache(certs.load_pem_private_key))
+        yield
 
 
 @pytest.fixture(scope="session")

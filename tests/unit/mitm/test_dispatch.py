@@ -146,3 +146,68 @@ async def test_a_real_proxy_with_it(confdir: Path, gate: FakeGate) -> None:
         assert got.status == 200
         assert [r.get("x-seen") for r in up.requests] == ["1"] * 4
     assert [t.outcome for t in gate.tickets] == [Outcome.COMPLETE] * 2
+
+
+async def test_who_is_not_of_mitmproxy_is_asked_each_time(master: Callable[[], Any]) -> None:
+    """A script may give an addon a handler while the proxy runs, and nothing tells of it."""
+    calls: list[str] = []
+    addons = master().addons
+    late, group = Idle(), Addon("group", calls, sub=())
+    addons.add(late, group)
+
+    async def request() -> list[str]:
+        calls.clear()
+        await addons.handle_lifecycle(HttpRequestHook(tflow.tflow()))
+        return list(calls)
+
+    assert await request() == ["group"]
+    late.request = lambda flow: calls.append("late")  # type: ignore[attr-defined]
+    group.addons.append(Async("sub", calls))
+    assert await request() == ["late", "group", "sub"]
+    del late.request  # type: ignore[attr-defined]
+    assert await request() == ["group", "sub"]
+
+
+async def test_what_cannot_be_called_is_told_as_ever(
+    master: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+    addons = master().addons
+    odd = Idle()
+    odd.request = "text"  # type: ignore[attr-defined]
+    addons.add(odd, Addon("a", calls))
+    await addons.handle_lifecycle(HttpRequestHook(tflow.tflow()))
+    assert calls == ["a"]
+    assert "Addon handler request" in caplog.text
+
+
+async def test_an_addon_of_mitmproxys_own_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own:
+        asked = 0
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "request":
+                self.asked += 1
+            raise AttributeError(name)
+
+    Own.__module__ = "mitmproxy.addons.own"
+    addons: Any = Master(options.Options()).addons
+    own = Own()
+    addons.add(own)
+    assert dispatch.install(addons) is None
+    for _ in range(3):
+        await addons.handle_lifecycle(HttpRequestHook(tflow.tflow()))
+    assert own.asked == 1
+
+
+async def test_once_and_never_over_somebody_elses() -> None:
+    addons: Any = Master(options.Options()).addons
+    assert dispatch.install(addons) is None
+    first = addons.trigger_event
+    assert dispatch.install(addons) is None
+    assert addons.trigger_event == first
+
+    others: Any = Master(options.Options()).addons
+    own = others.trigger_event = others.trigger_event
+    assert dispatch.install(others) is None
+    assert others.trigger_event is own

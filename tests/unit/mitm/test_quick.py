@@ -22,10 +22,11 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.test import tflow
 from mitmproxy.tools.dump import DumpMaster
 
-from proxy_addon.mitm import dispatch, idle, log_events, typechecks
+from proxy_addon.mitm import dispatch, idle, typechecks
 from proxy_addon.mitm.gate import Outcome
 from tests.unit.mitm.clients import curl
 from tests.unit.mitm.fake_gate import FakeGate
+from tests.unit.mitm.mitmdump import ADDON, mitmdump
 from tests.unit.mitm.proxy import running_proxy
 from tests.unit.mitm.servers import h1_server
 from tests.unit.mitm.test_replay import shop
@@ -119,17 +120,14 @@ def at_debug() -> Iterator[None]:
 
 @pytest.mark.usefixtures("at_debug")
 class TestLogEvents:
-    @pytest.fixture(params=["dispatch", "plain"])
-    def make(self, request: pytest.FixtureRequest) -> Callable[[], Any]:
+    @pytest.fixture
+    def make(self) -> Callable[[], Any]:
         """Called in the test itself: mitmproxy's handlers listen in that one only."""
 
         def make() -> Any:
             master: Any = Master(options.Options())
             master.events = Counter[str]()
-            if request.param == "dispatch":
-                dispatch.install(master.addons)
-            else:
-                log_events.spare_ours(master.addons)
+            dispatch.install(master.addons)
             trigger = master.addons.trigger
 
             def counting(event: Any) -> None:
@@ -287,3 +285,23 @@ class TestHooksWithoutTasks:
         async with h1_server(shop) as up, running_proxy(confdir, None) as proxy:
             assert (await curl(proxy.url, up.url("/free"))).status in (200, 402)
         assert {"requestheaders", "request", "responseheaders", "response"} <= set(tasks.names)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+async def test_a_script_beside_ours_under_plain_mitmdump(confdir: Path, ours_first: bool) -> None:
+    """What others rely on holds: their handlers are found when they come, gone when they go, and waited for."""
+    scripts = [ADDON, ADDON.with_name("neighbour_addon.py")]
+    arguments = [part for one in (scripts if ours_first else scripts[::-1]) for part in ("-s", str(one))]
+    async with (
+        h1_server(shop) as up,
+        mitmdump(confdir, *arguments, addon=False, BURSAR_TEST_WARM="1") as proxy,
+    ):
+        assert (await curl(proxy.url, up.url("/a"), up.url("/b"), up.url("/c"))).status == 200
+    assert [(one.get("x-neighbour"), one.get("x-waited")) for one in up.requests] == [
+        ("1", "1"),
+        ("2", "1"),
+        ("3", "1"),
+    ]
+    output = b"".join(proxy.output)
+    assert output.count(b"neighbour had response") == output.count(b"neighbour had response 2") == 1
+    assert b"rror" not in output

@@ -16,6 +16,7 @@ from tests.unit.mitm.servers import Exchange, Exchange2, h1_server, h2_server, s
 from tests.unit.mitm.test_replay import shop
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize(
     ("warm", "fail"), [("", ""), ("1", ""), ("", "answered prepare_now"), ("1", "received wants finished")]
 )

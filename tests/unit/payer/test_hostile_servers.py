@@ -40,18 +40,20 @@ def quick_chain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["verification-failed", "session/delta-too-small"])
 @pytest.mark.parametrize("opens", [1, 2])
+@pytest.mark.parametrize("reserve", ["0", "1"])
 async def test_a_raise_that_the_deposit_has_no_room_for(
-    make_payer: MakePayer, shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str, opens: int
+    make_payer: MakePayer, shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str, opens: int, reserve: str
 ) -> None:
     """What is free is enough, but the server wants more to be signed than is deposited: the search for a channel
     found the same one again and again."""
     shop.api.payee.challenges.suggested_deposit = 10 * P
-    payer = make_payer(max_deposit="0.1", max_opens_per_day=opens)
+    payer = make_payer(max_deposit="0.1", max_opens_per_day=opens, reserve=reserve)
     for _ in range(9):
         assert (await payer.get()).status == 200
         await payer.settled()
     first = payer.till
-    assert first.channel.ceiling - first.channel.authorised == P
+    assert first.channel.ceiling - first.channel.issued == P
+    assert first.channel.reserved == (P if reserve == "1" else 0)
     looks: list[str] = []
     take = Till.take
 
@@ -69,7 +71,7 @@ async def test_a_raise_that_the_deposit_has_no_room_for(
     else:
         assert got.status == 200
     assert len(shop.accounts) == opens
-    assert first.channel.authorised == first.channel.ceiling
+    assert first.channel.issued == first.channel.authorised == first.channel.ceiling
 
 
 @pytest.mark.parametrize("status", [402, 410, 500])

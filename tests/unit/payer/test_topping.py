@@ -76,7 +76,7 @@ class TestInTime:
         assert {one.status for one in got} == {200}
         assert {tuple(one.problems) for one in got[1:]} == {()}  # each is one upstream request
         channel = payer.till.channel
-        assert shop.account.spent == channel.paid == channel.authorised == 45 * P
+        assert shop.account.spent == channel.paid == channel.issued == 45 * P
         assert channel.deposit == shop.chain.channel(channel.channel_id).deposit == (1 + len(tops)) * SMALL
         assert channel.pending is None
         assert await counter(payer, "deposits/") == channel.deposit
