@@ -12,6 +12,9 @@ PYTEST_ARGS ?=
 # One more than cores: many tests wait for processes of their own.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
+# In the order that tests/conftest.py gives them.
+BY_FILE := --dist loadfile --no-loadscope-reorder
+
 .PHONY: help demo test nightly clients hostile long test-python test-matrix lint format fuzz soak recovery devnet coverage mutation clean crash node bench
 
 help: ## what can be made
@@ -41,12 +44,12 @@ node:
 	  || { echo "make test needs Node 20 or newer; this is $$(node --version)"; exit 1; }
 
 test: node $(VENV)/test.stamp ## everything, against real servers on a dev chain
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) $(PYTEST_ARGS)
 
 # make test-python PY=3.12: the suite in an environment of its own, which must be what it says.
 test-python: node
 	@python="$$(tools/find-python $(PY))" && $(MAKE) --no-print-directory VENV=.venv-$(PY) PYTHON="$$python" .venv-$(PY)/test.stamp
-	BURSAR_EXPECT_PYTHON=$(PY) .venv-$(PY)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	BURSAR_EXPECT_PYTHON=$(PY) .venv-$(PY)/bin/python -m pytest -n $(WORKERS) $(BY_FILE) $(PYTEST_ARGS)
 
 test-matrix: ## the suite on Python 3.11 / mitmproxy 11 and on 3.13 / mitmproxy 12
 	$(MAKE) --no-print-directory test-python PY=3.11

@@ -17,11 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from proxy_addon.config import Settings, load
+from tests.forked import MITMDUMP
 from tests.peers.devnet import Account, Devnet
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = ROOT / "proxy_addon" / "addon.py"
-MITMDUMP = Path(sys.executable).with_name("mitmdump")
 KEY_VARIABLE = "E2E_WALLET_KEY"
 CA_CERTIFICATE = "mitmproxy-ca-cert.pem"
 DEADLINE_S = 30.0

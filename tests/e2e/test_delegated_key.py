@@ -14,7 +14,7 @@ from tests.e2e.proxies import KEY_VARIABLE, Home, rule, until
 from tests.e2e.world import MakeHome, MakeProxy
 from tests.peers.devnet import Account, Devnet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 PRICE = 10_000
 VOUCHER_VARIABLE = "E2E_VOUCHER_KEY"

@@ -16,7 +16,7 @@ from tests.e2e.accounting import stats
 from tests.e2e.proxies import ROOT, quiet_environment
 from tests.peers.devnet import Devnet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 SET_UP = ("make demo", 'export PATH="$PWD/.venv/bin:$PATH"', "pip install .")
 """What this test runs in has been set up already; the demo has tests of its own, and CI runs it in a fresh clone."""

@@ -13,7 +13,7 @@ from tests.e2e.proxies import KEY_VARIABLE, ROOT, Home, Proxy, bursar, quiet_env
 from tests.e2e.world import MakeHome, MakeProxy
 from tests.peers.devnet import Devnet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 PRICE = 10_000  # base units, of /req and /price
 WARM = 20

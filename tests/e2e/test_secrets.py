@@ -24,7 +24,7 @@ from tests.e2e.scripted import Request, Upstream, answer
 from tests.e2e.world import MakeHome, MakeProxy
 from tests.peers.devnet import Devnet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 
 @dataclass

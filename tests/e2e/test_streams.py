@@ -182,6 +182,7 @@ SECONDS = int(os.environ.get("BURSAR_STREAM_SECONDS", "6"))  # how long each las
 
 
 @pytest.mark.slow
+@pytest.mark.fresh  # it looks at the memory
 def test_many_streams_at_once(devnet: Devnet, make_home: MakeHome, make_proxy: MakeProxy) -> None:
     """Each needs a voucher a second, and plain requests go on beside them."""
     devnet.admin("reset")

@@ -329,7 +329,8 @@ def echo(connection: ServerConnection) -> None:
 @pytest.mark.parametrize("allowed", [False, True], ids=["stranger", "allowed"])
 def test_websockets_pass(world: World, allowed: bool) -> None:
     server = serve_websockets(echo, "127.0.0.1", 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     host, port = "localhost" if allowed else "127.0.0.1", server.socket.getsockname()[1]
     script = Path(__file__).with_name("ws_echo.py")
     try:
@@ -343,4 +344,5 @@ def test_websockets_pass(world: World, allowed: bool) -> None:
         )
     finally:
         server.shutdown()
+        thread.join(10)
     assert done.stdout == "echoed\n", done.stderr

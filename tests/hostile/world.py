@@ -106,7 +106,8 @@ class World:
         home.write(self._settings(home))
         command = bursar(home, "run", "--listen", "127.0.0.1:0")
         if self._mitmdump:
-            from tests.e2e.proxies import ADDON, MITMDUMP
+            from tests.e2e.proxies import ADDON
+            from tests.forked import MITMDUMP
 
             command = [str(MITMDUMP), "-s", str(ADDON), "--set", f"bursar_config={home.config}"]
             command += ["--set", f"confdir={home.ca}", "--listen-host", "127.0.0.1", "--listen-port", "0"]

@@ -701,6 +701,7 @@ def test_answer_to_an_open_is_lost(faulty: Devnet, client: HandClient) -> None:
     assert chain_state(client) == (0, DEPOSIT, 0)
 
 
+@pytest.mark.fresh
 def test_nothing_survives_a_killed_parent() -> None:
     root = PEERS.parents[1]
     process = subprocess.Popen(

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eth_account import Account
 
 from proxy_addon.cli.main import bursar
 
@@ -59,6 +61,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.exit_code == 0, done.output
     return directory
+
+
+@contextlib.contextmanager
+def cheap_encryption() -> Iterator[None]:
+    """What this process encrypts has few rounds, where a test is about something else."""
+    real = Account.encrypt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Account, "encrypt", lambda self, key, password: real(key, password, kdf="pbkdf2", iterations=10)
+        )
+        yield
 
 
 @pytest.fixture

@@ -138,6 +138,7 @@ def test_a_command_that_a_signal_ended_ends_us_alike(config: Path, run_bursar: B
     assert "nothing was paid" in done.stderr
 
 
+@pytest.mark.fresh  # it looks at command lines and at all children
 def test_the_proxy_ends_with_us_even_when_we_are_killed(config: Path) -> None:
     process = start(config, "sh", "-c", "echo $PPID; ps -o pid= --ppid $PPID; echo; sleep 60")
     assert process.stdout is not None

@@ -17,7 +17,7 @@ from proxy_addon.cli.template import NETWORKS, Limits, WalletChoice, render
 from proxy_addon.config import Settings, load, parse
 from proxy_addon.core.policy import SpendPolicy
 from proxy_addon.keystore import password_from_env, password_from_file, signer_from_keystore
-from tests.unit.cli.conftest import KEY, KEY_ENV, ROOT, clean_environ, command_line
+from tests.unit.cli.conftest import KEY, KEY_ENV, ROOT, cheap_encryption, clean_environ, command_line
 from tests.unit.methods import samples
 
 
@@ -68,7 +68,8 @@ def test_nothing_is_overwritten(runner: CliRunner, tmp_path: Path) -> None:
 def test_a_key_without_a_config_is_kept_too(runner: CliRunner, tmp_path: Path) -> None:
     home = tmp_path / "home"
     env: dict[str, str | None] = {"BURSAR_PASSWORD": "correct horse"}
-    assert init(runner, home, env=env).exit_code == 0
+    with cheap_encryption():
+        assert init(runner, home, env=env).exit_code == 0
     (home / "config.toml").unlink()
     key = (home / "key.json").read_bytes()
     refused = init(runner, home, env=env)
@@ -89,7 +90,8 @@ def test_a_key_without_a_config_is_kept_too(runner: CliRunner, tmp_path: Path) -
 def test_a_key_is_imported_under_the_password_in_the_environment(runner: CliRunner, tmp_path: Path) -> None:
     home, source = tmp_path / "home", tmp_path / "key.txt"
     source.write_text(samples.KEY + "\n")
-    done = init(runner, home, "--import-key", str(source), env={"BURSAR_PASSWORD": "correct horse"})
+    with cheap_encryption():
+        done = init(runner, home, "--import-key", str(source), env={"BURSAR_PASSWORD": "correct horse"})
     assert done.exit_code == 0, done.output
     assert samples.ADDRESS in done.stdout
     assert not (home / "password").exists()

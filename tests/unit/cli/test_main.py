@@ -18,6 +18,8 @@ from store.contract import StoreUnavailable, UnknownVersion
 from store.records import CounterMove
 from tests.unit.cli.conftest import ROOT, clean_environ
 
+pytestmark = pytest.mark.fresh
+
 SLOW = ("mitmproxy", "eth_account", "httpx", "pydantic", "lmdb", "cryptography")
 
 

@@ -24,6 +24,7 @@ def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ready_line_then_a_clean_stop(number: signal.Signals, config: Path) -> None:
     process = start(config)

@@ -75,6 +75,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.fresh  # it looks at command lines
 def test_a_secret_in_a_descriptor_is_for_each_of_them(config: Path) -> None:
     read, write = os.pipe()
     os.write(write, KEY.encode() + b"\n")
