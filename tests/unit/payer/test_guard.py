@@ -304,15 +304,9 @@ async def test_what_a_refusal_made_us_authorise_is_its_clients(payer: Payer, sho
     assert [(await users.get("alice")).status for _ in range(3)] == [200, 200, 402]
 
 
-@pytest.mark.parametrize(("reserve", "more"), [("0", 0), ("1", 2)])
-async def test_no_commit_more_than_without_clients(
-    make_payer: MakePayer, shop: Shop, reserve: str, more: int
-) -> None:
-    """What a client needs is reserved in the commits that are made anyway, and somewhat ahead.
-
-    Where the channel has reserved so much that none is made, each client has one of its own.
-    """
-    rule = {"authorise_ahead": "1", "reserve": reserve}
+async def test_no_commit_more_than_without_clients(make_payer: MakePayer, shop: Shop) -> None:
+    """What a client needs is reserved in the commits that are made anyway, and somewhat ahead."""
+    rule = {"authorise_ahead": "1", "reserve": "0"}
     plain, limited = make_payer(**rule), make_payer(**rule)
     users = Users(limited, other_clients=ClientRule("policy.max_per_day_per_client", "50"))
     costs = []
@@ -325,8 +319,25 @@ async def test_no_commit_more_than_without_clients(
         for _ in range(4):
             assert {one.status for one in await users_.all(["alice", "bob"] * 16)} == {200}
         costs.append((payer.commits - before[0], payer.signatures - before[1]))
-    assert costs[0][1] == costs[1][1]
-    assert costs[0][0] <= costs[1][0] <= costs[0][0] + more
+    assert costs[0] == costs[1]
+
+
+async def test_with_a_reserve_each_client_has_a_commit_of_its_own_at_most(
+    make_payer: MakePayer, shop: Shop
+) -> None:
+    """Where the channel has reserved so much that none is made."""
+    plain, limited = make_payer(reserve="1"), make_payer(reserve="1")
+    users = Users(limited, other_clients=ClientRule("policy.max_per_day_per_client", "50"))
+    costs = []
+    for payer, users_ in ((plain, Users(plain)), (limited, users)):
+        assert (await users_.get("alice")).status == 200
+        await payer.settled()
+        before = payer.commits, payer.signatures
+        for name in ["alice"] * 20 + ["alice", "bob"] * 20:
+            assert (await users_.get(name)).status == 200
+        costs.append((payer.commits - before[0], payer.signatures - before[1]))
+    assert costs[0][1] == costs[1][1] == 60
+    assert costs[0][0] <= costs[1][0] <= costs[0][0] + 2
 
 
 async def test_money_that_another_client_left_over(payer: Payer, shop: Shop) -> None:
