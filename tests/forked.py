@@ -255,6 +255,8 @@ def _fork_child(
     folder = os.getcwd() if cwd is None else os.fspath(cwd)
     if program is None or not os.path.isdir(folder):
         return False
+    if "--workers" in program.arguments and "--worker-fd" not in program.arguments:
+        return False  # once, on Python 3.11, asyncio did not know a worker that was forked for its supervisor
     environment = dict(os.environ if env is None else env)
     read, _, _, written, _, errors = standard  # our ends of the pipes are left out
     inherited = [own if one == -1 else one for own, one in enumerate((read, written, errors))]
@@ -296,13 +298,10 @@ if POSSIBLE:
 
 
 def _starts_others(program: Program) -> bool:
-    """`bursar exec`, workers and the demo."""
+    """`bursar exec` and the demo."""
     if program.kind == "-m" and program.what == "proxy_addon.demo.run":
         return True
-    return (
-        bool({"exec", "demo", "--workers"} & set(program.arguments))
-        and "--worker-fd" not in program.arguments
-    )
+    return bool({"exec", "demo"} & set(program.arguments))
 
 
 def _umask() -> int:
