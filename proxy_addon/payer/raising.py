@@ -49,6 +49,7 @@ async def grow(till: Till, hold: Hold, amount: int, want: Want) -> Grant:
         raise deposit_used_up(till.channel, want)
     if sizes[-1] or want.client_cap is not None:
         await charge_stream(till, sizes, amount, want)
+        till.check_usable()  # it may be another process's by now, or set aside
     return till.grow(hold, amount, step, want)
 
 

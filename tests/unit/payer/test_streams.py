@@ -21,8 +21,9 @@ from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.mitm.gate import Outcome
 from proxy_addon.mitm.uplink import with_fields
 from proxy_addon.outbound import Answer
-from proxy_addon.payer import opening, streams, topping
+from proxy_addon.payer import opening, raising, streams, topping
 from proxy_addon.payer.ticket import PayTicket
+from proxy_addon.payer.wants import ChannelUnusable
 from store.records import Channel
 from tests.unit.payer.conftest import MakePayer
 from tests.unit.payer.shop import Payer, Shop, ticks
@@ -208,6 +209,23 @@ class TestVouchers:
         stream.end()
         channel = payer.till.channel
         assert (channel.paid, channel.uncertain, channel.held, channel.free) == ((2 + count) * P, 0, 0, 0)
+
+    async def test_a_channel_that_is_lost_meanwhile_signs_nothing(
+        self, payer: Payer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stream = await streaming(payer)
+        till, attempt = payer.till, stream.ticket.attempt
+        assert attempt is not None
+
+        async def lost(*_: Any) -> None:
+            till.fenced = True
+
+        monkeypatch.setattr(raising, "charge_stream", lost)
+        before, signatures = till.channel, till.signatures
+        with pytest.raises(ChannelUnusable, match="went to another process"):
+            await raising.grow(till, attempt.grant.hold, till.channel.spare + P, attempt.want)
+        assert (till.channel, till.signatures) == (before, signatures)
+        till.fenced = False
 
     async def test_the_next_request_uses_the_channel(self, payer: Payer, shop: Shop) -> None:
         stream = await streaming(payer)
