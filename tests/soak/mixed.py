@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from eth_utils.crypto import keccak
 from mitmproxy.certs import CertStore
 
 from store.lifecycle import ChannelStatus
@@ -124,6 +125,7 @@ class Trouble(threading.Thread):
         self.random = random.Random(seed)
         self.stopped = threading.Event()
         self.told: dict[str, int] = {}
+        self.cashed: dict[str, int] = {}  # on chain by `settle`, by channel
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -163,14 +165,23 @@ class Trouble(threading.Thread):
         self.net.admin("rotate")
 
     def settle(self) -> None:
-        """The seller cashes what it has of one channel."""
+        """The seller cashes what it has of one channel, also what was signed ahead and is not spent yet."""
         open_ones = [
             one
             for one in self.net.channels()
             if not one["finalized"] and int(one["accepted"]) > int(one["settled"])
         ]
         if open_ones:
-            self.net.admin("settle", channelId=self.random.choice(open_ones)["channelId"])
+            channel = self.random.choice(open_ones)["channelId"]
+            self.net.receipt(self.net.admin("settle", channelId=channel)["transaction"])
+            self.cashed[channel] = settled_on_chain(self.net, channel)
+
+
+def settled_on_chain(net: Devnet, channel_id: str) -> int:
+    """Base units that the escrow has paid out of an open channel."""
+    data = "0x" + keccak(text="getChannelState(bytes32)")[:4].hex() + channel_id[2:]
+    state: str = net.rpc("eth_call", {"to": net.escrow, "data": data}, "latest")
+    return int(state[2:66], 16)
 
 
 def soak(net: Devnet, folder: Path, ca: Path, *, minutes: float, seed: int) -> dict[str, Any]:
@@ -209,7 +220,7 @@ def soak(net: Devnet, folder: Path, ca: Path, *, minutes: float, seed: int) -> d
         show_load(told)
         told |= {name: told[name] + warm[name] for name in ("sure", "doubtful")}
         close_all(net, home)
-        figures = figures_of(net, home, books, hostile, told)
+        figures = figures_of(net, home, books, hostile, told, trouble.cashed)
     told |= {
         "steady": steady.port,
         "faults": trouble.told,
@@ -327,7 +338,12 @@ def command(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def figures_of(
-    net: Devnet, home: Home, books: Books, hostile: Sequence[Hostile], told: dict[str, Any]
+    net: Devnet,
+    home: Home,
+    books: Books,
+    hostile: Sequence[Hostile],
+    told: dict[str, Any],
+    cashed: dict[str, int],
 ) -> sums.Figures:
     book = {one["channelId"]: one for one in net.channels()}
     vouchers = books.vouchers() | {channel: most for one in hostile for channel, most in one.highest.items()}
@@ -366,6 +382,7 @@ def figures_of(
                 spent=None
                 if one.scope.host in authorities
                 else int(book.get(one.channel_id, {"spent": 0})["spent"]),
+                cashed=cashed.get(one.channel_id, 0),
             )
             for one in channels
         ),

@@ -29,6 +29,12 @@ class ChannelFigures:
     ledger_captured: int
     voucher: int  # the highest that its seller saw
     spent: int | None  # by an honest seller's book; None: the seller is hostile, and never cashes
+    cashed: int = 0  # what the seller had taken on chain before the close
+
+    @property
+    def due(self) -> int:
+        """What the close must come to: what was signed ahead and cashed before it was spent does not come back."""
+        return max(self.spent or 0, self.cashed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,15 @@ class Figures:
     def captured(self) -> int:
         return sum(one.captured or 0 for one in self.channels)
 
+    @property
+    def due(self) -> int:
+        return sum(one.due for one in self.channels)
+
+    @property
+    def cashed_ahead(self) -> int:
+        """Of what is due, that for which nobody got anything."""
+        return sum(one.due - (one.spent or 0) for one in self.channels)
+
 
 def differences(figures: Figures) -> list[str]:
     """Every pair of figures that should be equal, and is not. Empty: they agree to the base unit."""
@@ -65,9 +80,9 @@ def differences(figures: Figures) -> list[str]:
             figures.payee_gain,
             figures.captured,
         ),
-        "the payee's gain on chain, and what honest sellers have as spent": (
+        "the payee's gain on chain, and what honest sellers spent or cashed ahead": (
             figures.payee_gain,
-            sum(one.spent or 0 for one in figures.honest),
+            figures.due,
         ),
         "the payer's loss on chain, and captured with fees": (
             figures.payer_loss,
@@ -84,10 +99,11 @@ def differences(figures: Figures) -> list[str]:
         "counters of hosts, and all that was authorised": (sum(figures.host_day.values()), authorised),
     }
     found += [f"{what}: {one:,} and {other:,}" for what, (one, other) in pairs.items() if one != other]
-    if not figures.sure <= figures.captured <= figures.sure + figures.doubtful:
+    for_clients = figures.captured - figures.cashed_ahead
+    if not figures.sure <= for_clients <= figures.sure + figures.doubtful:
         found.append(
             f"clients got {figures.sure:,}, and may have been charged {figures.doubtful:,} beside;"
-            f" captured were {figures.captured:,}"
+            f" captured were {for_clients:,}, and {figures.cashed_ahead:,} ahead"
         )
     for host, limit in figures.host_limits.items():
         if figures.host_day.get(host, 0) > limit:
@@ -114,7 +130,7 @@ def _of_channel(one: ChannelFigures) -> Iterator[str]:
         "the ledger's paid": one.ledger_paid,
         "the ledger's captured": one.ledger_captured,
         "the deposit less the refund": one.deposit - (one.refunded or 0),
-        "the seller's spent": 0 if one.spent is None else one.spent,
+        "what the seller spent or cashed ahead": one.due,
     }
     for what, amount in told.items():
         if amount != captured:
@@ -134,6 +150,7 @@ def table(figures: Figures) -> str:
         ("clients: may have been charged beside", figures.doubtful),
         ("chain: the payee's gain", figures.payee_gain),
         ("honest sellers: spent", sum(one.spent or 0 for one in figures.honest)),
+        ("honest sellers: cashed ahead", figures.cashed_ahead),
         ("store: captured", figures.captured),
         ("store: paid", sum(one.paid for one in channels)),
         ("ledger: paid, with adjustments", sum(one.ledger_paid for one in channels)),

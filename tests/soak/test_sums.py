@@ -112,5 +112,25 @@ def test_a_channel_that_is_not_as_it_should_be(wrong: ChannelFigures) -> None:
     assert any(wrong.channel_id in one for one in differences(figures(wrong, *others)))
 
 
+CASHED_AHEAD = channel(spent=100, cashed=120)  # twenty were signed ahead, cashed, and never spent
+
+
+def test_what_was_cashed_ahead_is_nobodys_but_due() -> None:
+    ahead = figures(CASHED_AHEAD, HOSTILE, FAILED, sure=90, doubtful=10)
+    assert differences(ahead) == []
+    assert differences(replace(ahead, sure=101)), "clients cannot have got what was never spent"
+    assert differences(replace(ahead, sure=80)), "nor does it explain what they did not get"
+
+
+@pytest.mark.parametrize("cashed", [119, 121])
+def test_another_amount_than_was_cashed_ahead(cashed: int) -> None:
+    wrong = replace(CASHED_AHEAD, cashed=cashed)
+    assert any("0xc1" in one for one in differences(figures(wrong, HOSTILE, FAILED, sure=90, doubtful=10)))
+
+
+def test_what_was_cashed_and_then_spent_is_due_once() -> None:
+    assert differences(figures(channel(cashed=70), HOSTILE, FAILED)) == []
+
+
 def test_a_hostile_seller_over_its_limit() -> None:
     assert "over its limit" in differences(figures(host_limits={"127.0.0.1:99": 39}))[0]
