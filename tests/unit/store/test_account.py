@@ -447,6 +447,7 @@ def test_two_bad_rows_one_after_the_other_spoil_a_channel() -> None:
         (with_hold(held(amount=-1)), "held is -1"),
         (channel(authorised=10, paid=11), "free is -1"),
         (channel(authorised=-1), "free is -1"),
+        (channel(authorised=10, reserved=11), "reserved are 11, more than the 10 that are free"),
         (channel(authorised=1_001), "over the deposit of 1000"),
         (channel(authorised=10, close_amount=11), "close voucher of 11 is over the authorised 10"),
         (channel(authorised=10, close_amount=-1), "close voucher"),
