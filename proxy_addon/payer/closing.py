@@ -198,12 +198,14 @@ async def _amount(parts: Parts, till: Till, challenge: Challenge, state: ChainSt
 
     Between what was spent and the highest voucher every amount is honoured, and the server takes what was
     spent, so the lowest is the safest to hand out. Where the contract pays out the voucher itself (v1), nothing
-    but a probe will do. Raises `LocalRefusal`; then nothing was signed for a close.
+    but a probe will do. No more was settled than vouchers carried, whatever an endpoint says: what is reserved is
+    not handed out. Raises `LocalRefusal`; then nothing was signed for a close.
     """
     channel, takes_voucher = till.channel, till.method.close_takes_voucher
     spent = await _probe(parts, till, challenge)
     if spent is not None:
-        return min(max(spent, state.settled + takes_voucher, 1), channel.authorised)
+        settled = min(state.settled, till.channel.issued)
+        return min(max(spent, settled + takes_voucher, 1), channel.authorised)
     if takes_voucher:
         raise LocalRefusal(
             "no-proof",

@@ -72,7 +72,7 @@ async def _reconcile(parts: Parts, till: Till) -> str:
     if await noticing.notice(parts, till, state):
         close = f"bursar channels close {channel.channel_id[:_SHOWN]}"
         return f"it is {till.channel.status}, and its close decides: {close}"
-    settled = max(channel.settled, min(state.settled, channel.deposit))
+    settled = max(channel.settled, min(state.settled, channel.issued))
     if settled != channel.settled:
         await till.commit(change=lambda record: account.proven_settled(record, settled))
     return await _ask_server(parts, till) if channel.uncertain else ""

@@ -174,7 +174,7 @@ class Watchdog:
             if await self._ended(till.channel, state, tries):
                 await noticing.notice(self._parts, till, state)
             return
-        settled = min(state.settled, till.channel.authorised)
+        settled = min(state.settled, till.channel.issued)  # no more can have been: an endpoint may lie
         if not await noticing.notice(self._parts, till, state) and settled > till.channel.settled:
             idle_since = till.channel.updated_at
             await till.commit(
@@ -233,7 +233,7 @@ def _news(channel: Channel, state: ChainState, tries: Tries) -> bool:
         return False
     if not state.exists:
         return tries.missing >= LOOKS_UNTIL_MISSING
-    return noticing.begun(state) or min(state.settled, channel.authorised) > channel.settled
+    return noticing.begun(state) or min(state.settled, channel.issued) > channel.settled
 
 
 async def _nothing(till: Till) -> None:

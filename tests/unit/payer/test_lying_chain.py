@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -11,10 +11,15 @@ import orjson
 import pytest
 
 from proxy_addon.chain import ChainClient
+from proxy_addon.core.dispatch import RESERVE_AFTER
+from proxy_addon.core.errors import LocalRefusal
+from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.methods.abi import uint_word
 from proxy_addon.methods.tempo_session.calls import GET_STATE
-from proxy_addon.payer import opening, topping
+from proxy_addon.payer import closing, opening, reconciling, topping
+from proxy_addon.watchdog.rules import Rules
+from proxy_addon.watchdog.watch import Watchdog
 from store.lifecycle import ChannelStatus
 from tests.unit.payer.conftest import MakePayer
 from tests.unit.payer.shop import DEPOSIT, Body, Payer, Shop, ticks
@@ -41,11 +46,14 @@ def down(method: str, params: list[Any], result: Any) -> Any:
 
 def deposit_is(amount: int) -> Lie:
     """As the state of every channel, whatever the truth."""
+    return state_is(settled=0, deposit=amount)
 
+
+def state_is(*, settled: int, deposit: int) -> Lie:
     def lie(method: str, params: list[Any], result: Any) -> Any:
         if method != "eth_call" or not params[0]["data"].startswith("0x" + GET_STATE.hex()):
             return result
-        words = (uint_word(0), uint_word(amount), uint_word(0))
+        words = (uint_word(settled), uint_word(deposit), uint_word(0))
         return "0x" + b"".join(words).hex()
 
     return lie
@@ -210,6 +218,56 @@ class TestLies:
             resource=offer.resource,
         )
         assert payer.till.channel.deposit == 2 * DEPOSIT
+
+    async def test_a_close_hands_out_no_more_than_vouchers_carried(
+        self, make_payer: MakePayer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An endpoint and the payee together do not get what is on record ahead of use."""
+        payer = make_payer(reserve="1")
+        payer.honest = False
+        for _ in range(RESERVE_AFTER + 1):
+            assert (await payer.get()).status == 200
+            await payer.settled()
+        channel = payer.till.channel
+        assert channel.reserved
+        await payer.gate.close()
+        Endpoints(payer, state_is(settled=channel.authorised, deposit=DEPOSIT))
+        monkeypatch.setattr(closing, "CHAIN_WAIT_S", 0.01)
+        handed_out: list[int] = []
+
+        def script(request: Request, payload: Mapping[str, Any]) -> Response | None:
+            if payload.get("action") == "close":
+                handed_out.append(int(payload["cumulativeAmount"]))
+            return None
+
+        shop.script = script
+        with pytest.raises(LocalRefusal, match="still open"):
+            await closing.close_channel(payer.parts, channel.channel_id)
+        assert handed_out == [channel.issued]
+
+    @pytest.mark.parametrize("by", ["hand", "watchdog"])
+    async def test_what_is_settled_is_no_more_than_vouchers_carried(
+        self, make_payer: MakePayer, shop: Shop, by: str
+    ) -> None:
+        """The next voucher is above what is settled: with a lie it would carry all that is reserved."""
+        payer = make_payer(reserve="1")
+        for _ in range(RESERVE_AFTER + 1):
+            assert (await payer.get()).status == 200
+            await payer.settled()
+        channel = payer.till.channel
+        assert channel.reserved
+        await payer.till.release()
+        endpoints = Endpoints(payer, state_is(settled=channel.authorised, deposit=DEPOSIT))
+        if by == "hand":
+            await reconciling.reconcile(payer.parts, channel.channel_id)
+        else:
+            rules = Rules(lambda origin: 86_400_000, 0, lambda channel: 0, 1)
+            await Watchdog(payer.parts, rules, lambda: payer.gate.tills).look()
+        (after,) = await payer.channels()
+        assert (after.settled, after.issued) == (channel.issued, channel.issued)
+        endpoints.lies = [honest]
+        vouchers = [int(one.payload["cumulativeAmount"]) for one in (await payer.get()).sent if one.payload]
+        assert vouchers == [channel.issued + PRICE]
 
     async def test_nothing_is_opened_while_two_contradict_each_other(
         self, payer: Payer, caplog: pytest.LogCaptureFixture

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from proxy_addon.core.dispatch import RESERVE_AFTER, RESERVE_PRICES
+from proxy_addon.core.errors import LocalRefusal
 from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
+from proxy_addon.payer.till import Grant, Till
+from proxy_addon.payer.wants import Want
+from store.contract import StoreUnavailable
 from store.records import Channel
 from tests.unit.payer.conftest import MakePayer
-from tests.unit.payer.shop import Payer, Shop
+from tests.unit.payer.shop import Overtaking, Payer, Shop
 
 P = PRICE
 ROUND = RESERVE_PRICES + 1
@@ -164,3 +169,55 @@ async def test_not_after_a_write_off(make_payer: MakePayer, shop: Shop) -> None:
     before = payer.commits
     await one_by_one(payer, 5)
     assert payer.commits - before == 5
+
+
+async def test_what_was_signed_and_did_not_leave_is_not_sent_again(
+    make_payer: MakePayer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger took no line for a higher voucher; a lower one is asked for again: with what is issued, no more."""
+    payer = make_payer(reserve="1")
+    await reserving(payer)
+    traffic = Overtaking(shop, 0)
+    lower = asyncio.create_task(payer.get())
+    await traffic.arrived(0)
+    issued = payer.till.channel.issued
+    with monkeypatch.context() as patch:
+        patch.setattr(payer.parts.audit.journal, "append", full)
+        assert (await payer.get()).status == 402
+    assert payer.till.channel.issued == issued
+    shop.refuses_once("invalid-challenge")
+    traffic.let(0)
+    got = await lower
+    assert (got.status, [one.voucher for one in got.sent]) == (200, [issued, issued])
+
+
+async def test_nor_is_one_for_a_stream(
+    make_payer: MakePayer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer = make_payer(reserve="1")
+    await reserving(payer)
+    wants: list[Want] = []
+
+    def take_now(till: Till, want: Want) -> Grant | None:
+        wants.append(want)
+        return usual(till, want)
+
+    usual = Till.take_now
+    monkeypatch.setattr(Till, "take_now", take_now)
+    traffic = Overtaking(shop, 0)
+    lower = asyncio.create_task(payer.get())
+    await traffic.arrived(0)
+    till, (want,) = payer.till, wants
+    (hold,) = till.channel.holds.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(payer.parts.audit.journal, "append", full)
+        with pytest.raises(LocalRefusal, match="no space"):
+            till.grow(hold, P, P, want)
+    shop.refuses_once("invalid-challenge")
+    traffic.let(0)
+    got = await lower
+    assert [one.voucher for one in got.sent] == [hold.voucher] * 2 == [till.channel.issued] * 2
+
+
+def full(*arguments: object, **options: object) -> int:
+    raise StoreUnavailable("no space")
