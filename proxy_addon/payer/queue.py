@@ -84,6 +84,7 @@ class Queue:
     async def _serve(self, group: list[tuple[Want, asyncio.Future[Grant]]]) -> None:
         """Raise for the whole group in one commit; where that does not fit, for as many as do, in order."""
         try:
+            await self._till.written()
             self._till.check_usable()
             for want, _ in group:
                 self._till.check_shared(want)

@@ -38,6 +38,7 @@ async def grow(till: Till, hold: Hold, amount: int, want: Want) -> Grant:
     What the step takes is durable, and the ledger has the voucher's line, before the signature is handed out.
     Raises `LocalRefusal` (limits, deposit used up, fenced): then nothing was signed.
     """
+    await till.written()
     till.check_usable()
     step = max(0, amount - till.channel.spare)
     if step:

@@ -260,6 +260,7 @@ class Till:
             self._audit.move("voucher", fields, channel_id=self.channel.channel_id, move=move)
         except BaseException as error:
             self.channel = before  # nothing left: it never grew
+            self._signed = None
             if isinstance(error, StoreError):
                 raise LocalRefusal("ledger", f"{error}; nothing was paid") from error
             raise
@@ -304,6 +305,7 @@ class Till:
             return self._attach(hold, want)
         except BaseException:
             self.channel = before  # nothing left: the hold never was
+            self._signed = None  # nor is it out, so that `resend` must not send it: it may be above `issued`
             raise
 
     def _attach(self, hold: Hold, want: Want) -> Grant:
@@ -409,6 +411,12 @@ class Till:
         `ChannelUnusable` where another commit has ended what a raise needs.
         """
         await asyncio.shield(background(self._commit(raised, counters, change, pin), "bursar-commit"))
+
+    async def written(self) -> None:
+        """Until what is on its way to the disk is part of `channel`, whoever it was for: what is planned next builds
+        on it. A commit outlives the client that it was for."""
+        async with self._write:
+            pass
 
     async def _commit(
         self,

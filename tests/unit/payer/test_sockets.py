@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -347,6 +348,44 @@ async def test_a_challenge_that_is_about_to_expire_is_replaced(payer: Payer, sho
     seller.socket.finished(Outcome.CUT)
     await payer.settled()
     assert payer.till.channel.paid == shop.account.spent == 2 * PRICE
+
+
+@pytest.mark.parametrize("then", ["request", "socket"])
+async def test_a_raise_that_outlives_its_connection_is_there_for_the_next(
+    tmp_path: Path, then: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the end of the deposit: what is planned before that commit is on record would be over it."""
+    shop = Shop(suggested_deposit=2 * PRICE)
+    shop.api.routes["/other"] = shop.api.routes["/quote"]
+    rule: dict[str, Any] = {**PATHS, "max_deposit": "0.02", "max_opens_per_day": 1}
+    payer = Payer(shop, tmp_path, **rule)
+    seller = await connected(payer, shop)
+    await payer.settled()
+    usual, arrived, go = payer.store.set, asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments: Any) -> None:
+        arrived.set()
+        await go.wait()
+        await usual(*arguments)
+
+    monkeypatch.setattr(payer.store, "set", late)
+    seller.need()
+    async with asyncio.timeout(20):
+        await arrived.wait()  # the second unit is on its way to the disk
+    seller.socket.finished(Outcome.CUT)
+    if then == "request":
+        next_one: asyncio.Future[Any] = asyncio.ensure_future(payer.get("/other"))
+    else:
+        next_one = asyncio.ensure_future(connected(payer, shop))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    go.set()
+    found = await next_one
+    assert then == "socket" or found.status == 200
+    assert payer.till.channel.issued == 2 * PRICE
+    assert not [one for one in caplog.records if one.exc_info]
+    monkeypatch.undo()
+    await payer.close()
 
 
 async def test_no_voucher_where_the_need_is_covered_twice(payer: Payer, shop: Shop) -> None:
