@@ -86,6 +86,10 @@ class Challenge:
         """Not to be changed. Numbers are ``int`` only where they were written as integers."""
         return decode_object(b64url_decode(self.request, "request"), "request")
 
+    def forget_reading(self) -> None:
+        """For one that is kept: `request_json`, which is made again on demand, can be 25 times as large as its text."""
+        self.__dict__.pop("request_json", None)
+
     @cached_property
     def expires_at(self) -> int | None:
         """Milliseconds since the epoch; None if the server set no end."""
@@ -110,7 +114,8 @@ class Challenge:
     @cached_property
     def echo_bytes(self) -> bytes:
         """`echo` as JSON, made once: a challenge is answered many times."""
-        return orjson.dumps(self.echo())
+        # Copied: what orjson returns holds on to its whole buffer, up to eight times as much, and this may be kept.
+        return bytes(memoryview(orjson.dumps(self.echo())))
 
 
 @dataclass(frozen=True, slots=True)

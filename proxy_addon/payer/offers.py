@@ -7,9 +7,9 @@ a challenge again until it expires: a warm request then carries its credential a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 from weakref import WeakValueDictionary
 
 from proxy_addon.core.errors import BursarError, LocalRefusal, RemoteProtocolError, UnsupportedChallenge
@@ -23,9 +23,9 @@ from proxy_addon.payer.desk import Desk
 from proxy_addon.payer.parts import LONGEST_CHALLENGE_MS, Parts
 from proxy_addon.payer.ticket import Offer, PayTicket, Route, live
 
-V = TypeVar("V")
-
 MOST_OFFERS: Final = 10_000
+MOST_BYTES: Final = 16 * 2**20
+"""Of the challenges that are kept, together: each may have 16 KB, and how many there are is for clients to say."""
 REUSE_REFUSALS: Final = 2
 """So often may a server refuse a challenge that it gave before it expired; then its route's are used once only."""
 
@@ -79,6 +79,44 @@ def judge(
     return Payable(method, terms, verdict, expires_at)
 
 
+class _Kept(MutableMapping[Route, Offer]):
+    """The last offer of each route, the oldest out first: at most `MOST_OFFERS`, with challenges of `MOST_BYTES`."""
+
+    def __init__(self) -> None:
+        self._offers: OrderedDict[Route, Offer] = OrderedDict()
+        self.bytes = 0
+
+    def find(self, route: Route) -> Offer | None:
+        """As `get`, without its detour by an exception: each request asks."""
+        return self._offers.get(route)
+
+    def __getitem__(self, route: Route) -> Offer:
+        return self._offers[route]
+
+    def __setitem__(self, route: Route, offer: Offer) -> None:
+        offer.challenge.forget_reading()
+        before = self._offers.get(route)
+        if before is not offer:
+            self._offers[route] = offer
+            self.bytes += _size(offer) - (0 if before is None else _size(before))
+        self._offers.move_to_end(route)
+        while len(self._offers) > MOST_OFFERS or self.bytes > MOST_BYTES:
+            del self[next(iter(self._offers))]
+
+    def __delitem__(self, route: Route) -> None:
+        self.bytes -= _size(self._offers.pop(route))
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._offers)
+
+    def __len__(self) -> int:
+        return len(self._offers)
+
+
+def _size(offer: Offer) -> int:
+    return len(offer.challenge.echo_bytes)
+
+
 class Offers:
     """Judges challenges, and remembers the good ones."""
 
@@ -90,7 +128,7 @@ class Offers:
             WeakValueDictionary()
         )  # as long as an offer is for one
         self._by_origin: WeakValueDictionary[Origin, Desk] = WeakValueDictionary()
-        self._kept: OrderedDict[Route, Offer] = OrderedDict()
+        self._kept = _Kept()
         self._refused_reuse: OrderedDict[Route, int] = OrderedDict()
         self._streams: dict[Route, bool] = {}  # did an answer of this route ever stream?
         self._paused: OrderedDict[Route, int] = OrderedDict()  # ticks; nothing is paid in advance before
@@ -172,7 +210,7 @@ class Offers:
     def of_route(self, ticket: PayTicket) -> Offer | None:
         """The offer that a request of this route may use at once."""
         route = ticket.route
-        offer = self._kept.get(route)
+        offer = self._kept.find(route)
         if offer is None or blocks_client(ticket, offer.challenge):
             return None
         if self._paused and self._paused.get(route, 0) > self._parts.ticks():
@@ -215,13 +253,13 @@ class Offers:
             if self._refused_reuse.get(route, 0) >= REUSE_REFUSALS:
                 return
         if offer.challenge.digest is None:
-            _put(self._kept, route, offer)
+            self._kept[route] = offer
 
     def refused(self, route: Route, offer: Offer, kind: str | None) -> None:
         """The server refused a payment against this offer; some servers take a challenge once only."""
         if kind in _OF_THE_VOUCHER:
             return
-        if self._kept.get(route) is offer:
+        if self._kept.find(route) is offer:
             del self._kept[route]
         # Requests in flight together are refused together, and a new secret ends any challenge: neither says
         # that this server never takes one again.
@@ -234,7 +272,7 @@ class Offers:
         _put(self._paused, route, self._parts.ticks() + seconds * 1000)
 
 
-def _put(kept: OrderedDict[Route, V], route: Route, value: V) -> None:
+def _put(kept: OrderedDict[Route, int], route: Route, value: int) -> None:
     """The last ones only: a client that walks through paths must not fill our memory."""
     kept[route] = value
     kept.move_to_end(route)

@@ -8,11 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy_addon.core.messages import parse_credential
+from proxy_addon.core.messages import Challenge, parse_credential
+from proxy_addon.core.policy import Origin
 from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.payer import offers
+from proxy_addon.payer.ticket import Offer, Route
 from tests.unit.payer.shop import Overtaking, Payer, Shop
 
 P = PRICE
@@ -110,6 +114,54 @@ class TestReuse:
             shop.api.routes[f"/{number}"] = shop.api.routes["/quote"]
             await warm(payer, f"/{number}")
         assert [is_warm(payer, f"/{number}") for number in range(6)] == [False] * 3 + [True] * 3
+
+    async def test_in_bytes_too(self, payer: Payer, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server may fill each challenge with 16 KB."""
+        shop.api.payee.challenges.realm = "x" * 10_000
+        monkeypatch.setattr(offers, "MOST_BYTES", 35_000)
+        for number in range(6):
+            shop.api.routes[f"/{number}"] = shop.api.routes["/quote"]
+            await warm(payer, f"/{number}")
+        assert [is_warm(payer, f"/{number}") for number in range(6)] == [False] * 3 + [True] * 3
+        assert (await payer.get("/5")).problems == []  # used again, it counts once
+        assert [is_warm(payer, f"/{number}") for number in range(6)] == [False] * 3 + [True] * 3
+
+    async def test_what_was_read_out_of_it_is_not_kept(self, payer: Payer, shop: Shop) -> None:
+        """That can be 25 times as large."""
+        await warm(payer)
+        (kept,) = payer.gate._offers._kept.values()
+        assert "request_json" not in kept.challenge.__dict__
+        assert (await payer.get()).problems == []
+
+
+ROUTES = [(Origin("https", "shop.example", 443), "GET", f"/{number}") for number in range(4)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(ROUTES), st.integers(0, 400), st.booleans()), max_size=40))
+def test_the_bytes_that_are_kept_are_those_of_what_is_there(
+    steps: list[tuple[Route, int, bool]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offers, "MOST_BYTES", 1_000)
+        kept = offers._Kept()
+        for route, size, again in steps:
+            if size == 0:
+                kept.pop(route, None)
+                assert kept.get(route) is None
+                continue
+            offer = kept.get(route) if again else None
+            offer = offer or offer_of(size)
+            kept[route] = offer
+            assert kept.get(route) is offer
+            assert kept.bytes == sum(len(one.challenge.echo_bytes) for one in kept.values()) <= 1_000
+        kept.clear()
+        assert (len(kept), kept.bytes) == (0, 0)
+
+
+def offer_of(size: int) -> Offer:
+    challenge = Challenge(id="x" * size, realm="r", method="tempo", intent="session", request="e30")
+    unread: Any = None
+    return Offer(challenge, unread, unread, unread, unread, expires_at=0, resource="")
 
 
 def challenge_id(request: Request) -> str:
