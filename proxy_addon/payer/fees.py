@@ -15,6 +15,7 @@ async def book_fees(parts: Parts, till: Till) -> None:
 
     A process that dies, or a chain that does not answer, between a transaction and its receipt leaves a fee out.
     The lines come before the record: after a crash between, a line may be there twice, and counts once by its hash.
+    Which fees are missing the record does not say: where no single one explains the difference, each has a line.
     A sponsor's fee is none of ours. Raises `ChainUnavailable`, `StoreError`.
     """
     channel, chain = till.channel, parts.chain(till.channel.scope.chain)
@@ -24,15 +25,13 @@ async def book_fees(parts: Parts, till: Till) -> None:
         for receipt in receipts
         if receipt is not None and receipt.fee_payer in (None, channel.scope.payer)
     ]
-    more = total = sum(fee for _, fee in fees)
-    more -= channel.fees
+    total = sum(fee for _, fee in fees)
+    more = total - channel.fees
     if more <= 0:  # the chain forgets old receipts
         return
     token = parts.token(channel.scope.chain, channel.scope.token)
-    for tx_hash, fee in reversed(fees):  # the newest are missing
-        if more <= 0:
-            break
-        more -= fee
+    alike = [one for one in fees if one[1] == more]
+    for tx_hash, fee in alike if len(alike) == 1 else fees:
         parts.audit.note(
             "fee",
             f"network fee of {token.show(fee)} for channel {channel.channel_id} of {channel.scope.host}",

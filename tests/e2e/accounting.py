@@ -82,8 +82,10 @@ class Books:
         return sum(int(line[name]) for line in self.home.ledger_of(kind, **wanted))
 
     def ledger_fees(self) -> int:
-        """Network fees; a crash may leave two lines of one transaction."""
-        return sum({line["tx"]: int(line["fee"]) for line in self.home.ledger if "fee" in line}.values())
+        """Network fees; of one transaction there may be two lines, and 0 where the chain did not answer."""
+        return sum(
+            {line["tx"]: fee for line in self.home.ledger if (fee := int(line.get("fee", 0)))}.values()
+        )
 
     # -- what must be true
 

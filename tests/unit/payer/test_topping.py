@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 import pytest
 
+from proxy_addon.core.errors import ChainUnavailable
 from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.methods.abi import to_bytes
 from proxy_addon.payer import opening, topping
+from proxy_addon.payer.fees import book_fees
 from store.lifecycle import ChannelStatus
 from store.records import Channel
 from tests.unit.payer.conftest import MakePayer
@@ -85,6 +88,37 @@ class TestInTime:
         assert channel.fees > 0
         assert shop.chain.balance(payer.signer.address) == 5_000_000 - channel.deposit - channel.fees
         assert len(channel.transactions) == 1 + len(tops)
+
+    @pytest.mark.parametrize("silent", [{0}, {1}, {0, 1}, {2}, {1, 2}])
+    async def test_a_fee_that_was_not_told_is_on_record_in_the_end(
+        self, payer: Payer, shop: Shop, monkeypatch: pytest.MonkeyPatch, silent: set[int]
+    ) -> None:
+        """Each top-up costs the same: what is missing cannot be told by its amount."""
+        asked: list[str] = []
+        (chain,) = payer.parts.chains.values()
+        receipt = chain.receipt
+
+        async def flaky(tx_hash: str) -> Any:
+            if tx_hash not in asked:
+                asked.append(tx_hash)
+                if len(asked) - 1 in silent:
+                    raise ChainUnavailable("no answer")
+            return await receipt(tx_hash)
+
+        monkeypatch.setattr(chain, "receipt", flaky)
+        for _ in range(31):
+            assert (await payer.get()).status == 200
+            await payer.settled()
+        channel = payer.till.channel
+        assert len(channel.transactions) == 4
+        fees = 5_000_000 - channel.deposit - shop.chain.balance(payer.signer.address)
+        assert channel.fees < fees
+        await book_fees(payer.parts, payer.till)
+        assert payer.till.channel.fees == fees
+        lines = [json.loads(line) for path in (payer.parts.ledger.glob("*")) for line in path.open()]
+        told = {line["tx"]: fee for line in lines if (fee := int(line.get("fee", 0)))}
+        assert told.keys() == set(channel.transactions)
+        assert sum(told.values()) == fees
 
     async def test_many_at_once(self, payer: Payer, shop: Shop) -> None:
         await warm(payer)
