@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from proxy_addon.mitm.gate import Outcome
+from proxy_addon.payer import sockets
 from proxy_addon.payer.forcing import GraceRunning
 from store.lifecycle import FINAL, ChannelStatus
 from store.records import Channel
 from tests.crash.life import Life
+from tests.crash.socket_life import converse
 
 GRACE_S = 961
 MOST_FOR_A_DEPOSIT = 16
@@ -138,6 +140,24 @@ def streams(**fates: str) -> Callable[[Life], Awaitable[None]]:
     return act
 
 
+def talks(
+    *fates: str, units: int = 3, ends: str = "", opens: bool = False, **patched: float
+) -> Callable[[Life], Awaitable[None]]:
+    """A paid WebSocket whose frames meet these fates; what comes after it on its scope is paid for like ever."""
+
+    async def act(life: Life) -> None:
+        origin = life.fresh_origin()
+        if not opens:
+            await life.get(origin=origin)
+            await life.settled()
+        vars(sockets).update(patched)
+        await converse(life, origin=origin, units=units, fates=fates, ends=ends)
+        await life.get(origin=origin)
+        await life.settled()
+
+    return act
+
+
 async def retry(life: Life) -> None:
     """A client that got an error tries again; first the server is asked what the first one has cost."""
     origin = life.fresh_origin()
@@ -198,6 +218,21 @@ ACTS: dict[str, Callable[[Life], Awaitable[None]]] = {
     "stream": streams(),
     "stream-mended": streams(HEAD="refuse:payment-expired"),
     "stream-lost": streams(HEAD="lost-after"),
+    "socket": talks(),
+    "socket-opens": talks(opens=True),
+    "socket-opens-lost": talks("lost-after", opens=True),
+    "socket-opens-late": talks("late", opens=True),
+    "socket-tops-up": talks(units=8),
+    "socket-over-limit": talks(units=12),
+    "socket-refreshes": talks(REFRESH_MS=10_000_000),
+    "socket-refused": talks("refuse:verification-failed"),
+    "socket-refused-later": talks("", "refuse:payment-expired"),
+    "socket-fails": talks("", "error-after"),
+    "socket-lost": talks("", "lost-after"),
+    "socket-deaf": talks("", "deaf", FRAME_SECONDS=0.02),
+    "socket-left": talks(ends="left"),
+    "socket-dropped": talks(ends="dropped"),
+    "socket-shut": talks(ends="shut"),
     "anew": fated("refuse:invalid-challenge"),
     "write-off": fated("refuse:session/insufficient-balance"),
     "bump": fated("refuse:session/delta-too-small"),

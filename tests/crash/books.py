@@ -11,7 +11,7 @@ from store import account, budgets
 from store.account import IllegalMove
 from store.lifecycle import FINAL, PENDING_OPEN, REUSABLE, ChannelStatus
 from store.records import Channel
-from tests.crash.jobs import Report
+from tests.crash.jobs import MOST_PER_STREAM, Report
 from tests.crash.world import World
 
 
@@ -63,6 +63,10 @@ class Auditor:
                 yield Kind.LOST, f"{channel_id} was opened on the chain, and is not on record"
             elif deposit and record.status in FINAL:
                 yield Kind.LOST, f"{channel_id} has {deposit} in it, and is {record.status} on record"
+        for line in self.world.lines:
+            # The first voucher is its first unit's, and what others have left over on the channel.
+            if line.highest - line.first > MOST_PER_STREAM - PRICE:
+                yield Kind.LIMIT, f"one WebSocket got vouchers from {line.first} to {line.highest}"
         for channel in report.channels:
             yield from self._channel(channel, report)
         yield from self._sums(report)

@@ -49,6 +49,8 @@ class Tally:
     worlds: int = 0
     paid: int = 0
     resumed: int = 0
+    sockets: int = 0  # WebSockets on which a credential was taken
+    units: int = 0  # charged over them
     home: int = 0  # base units that came back from the escrow in the end
     seconds: float = 0.0
 
@@ -75,6 +77,7 @@ class Tally:
         yield f"resumed: {self.resumed}; requests paid: {self.paid}"
         acts = ", ".join(f"{name} {count}" for name, count in sorted(self.seen.items()))
         yield f"credentials that arrived: {acts}"
+        yield f"WebSockets paid: {self.sockets}; units charged over them: {self.units}"
         yield f"base units that came home: {self.home}"
         yield f"seconds: {self.seconds:.1f}"
 
@@ -257,6 +260,8 @@ class Wallet:
         records = self.auditor.before.values()
         self.tally.home += sum(channel.refunded or 0 for channel in records)
         self.tally.paid += sum(one.charged > 0 for one in self.world.api.log)
+        self.tally.sockets += len(self.world.lines)
+        self.tally.units += sum(line.units for line in self.world.lines)
         self.tally.seen.update(self.world.seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from store.records import Channel
 
 MAIN_PORT = 8000
+SOCKET_PATH = "/ws"
+MOST_PER_STREAM = 100_000
+"""Base units; the limit of one metered stream, and of one WebSocket."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,27 @@ class HttpAnswer:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+
+@dataclass(frozen=True)
+class FrameAsk:
+    """A payment frame over a WebSocket; `socket` is the connection's number. `fate` is for the peer alone."""
+
+    socket: int
+    text: str
+    first: bool  # on its connection
+    fate: str | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its credential, as a request would carry it."""
+        return {"authorization": json.loads(self.text)["authorization"]}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a WebSocket's server says."""
+
+    texts: tuple[str, ...] = ()
+    cut: bool = False  # and then it closes the connection
+    needs: bool = False  # and then it waits for a voucher

@@ -44,7 +44,18 @@ from store.contract import StoreError
 from store.lifecycle import FINAL, ChannelStatus
 from store.records import Channel
 from tests.crash import points, sabotage, watched
-from tests.crash.jobs import MAIN_PORT, HttpAnswer, HttpAsk, Job, Report, Spend, Totals
+from tests.crash.jobs import (
+    MAIN_PORT,
+    MOST_PER_STREAM,
+    SOCKET_PATH,
+    HttpAnswer,
+    HttpAsk,
+    Job,
+    Report,
+    Spend,
+    Totals,
+)
+from tests.crash.socket_life import converse
 from tests.crash.wire import Wire
 from tests.crash.world import PRICES
 from tests.unit.errands import serve_errands
@@ -53,6 +64,7 @@ RPC = "http://127.0.0.1:9"
 KEY_VARIABLE = "CRASH_WALLET_KEY"
 MOST_ATTEMPTS = 17
 PATIENCE_S = 15.0
+SOCKETS = 0.3  # so many of the first requests after a kill are WebSockets
 LIMITS = {
     "host-day/": 50_000_000,
     "total-day/": 200_000_000,
@@ -72,6 +84,8 @@ def settings_for(directory: Path, spend: Spend | None = None) -> config.Settings
         "max_opens_per_day": LIMITS["opens/"],
         "max_deposits_per_day": "200" if spend is None else "2000",
         "max_channels_per_scope": 8,
+        "max_per_stream": format_units(MOST_PER_STREAM, 6),
+        "websocket_paths": [SOCKET_PATH],
     }
     per_day = LIMITS["total-day/"] if spend is None else spend.max_per_day
     return config.parse(
@@ -217,7 +231,8 @@ class Life:
         if self.job.verify:
             await self.verify()
         if self.job.resume:
-            status = await self.get()
+            by_socket = self.job.kill.point is None and self.random.random() < SOCKETS
+            status = await (converse(self, units=1) if by_socket else self.get())
             await self.wire.ask(("resumed", status, self.reason))
         points.trap.arm()
         from tests.crash.acts import ACTS  # which are about lives

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from proxy_addon.core.messages import is_payment_credential, parse_credential
 from store.account import Ended, Grown, Probed, Sent, WrittenOff
 from store.lifecycle import ChannelStatus
-from tests.crash.jobs import NEVER, HttpAsk, Job, Kill
+from tests.crash.jobs import NEVER, FrameAsk, HttpAsk, Job, Kill
 
 When = Literal["before", "after"]
 Only = Callable[["Call"], bool]
@@ -79,6 +79,18 @@ def _leaves(*actions: str) -> Only:
     return only
 
 
+def _says(*actions: str, first: bool) -> Only:
+    """A frame of a WebSocket that carries such a credential."""
+
+    def only(call: Call) -> bool:
+        ask = call.args[1]
+        if not isinstance(ask, FrameAsk) or ask.first is not first:
+            return False
+        return parse_credential(ask.headers["authorization"]).payload["action"] in actions
+
+    return only
+
+
 def _asks_the_chain(method: bytes) -> Only:
     return lambda call: isinstance(call.args[1], HttpAsk) and method in call.args[1].body
 
@@ -132,6 +144,7 @@ _QUEUE, _PARTS = f"{_PAYER}.queue:Queue", f"{_PAYER}.parts:Parts"
 _OPENING, _TOPPING = f"{_PAYER}.opening", f"{_PAYER}.topping"
 _CLOSING, _FORCING = f"{_PAYER}.closing", f"{_PAYER}.forcing"
 _STREAM = f"{_PAYER}.streams:MeteredStream"
+_SOCKETS, _SOCKET = f"{_PAYER}.sockets:Sockets", f"{_PAYER}.sockets:Socket"
 _STORE, _LMDB = "store.channels:ChannelStore", "store.lmdb_store"
 _JOURNAL, _SIGNER = "store.journal:Journal", "proxy_addon.signer:Signer"
 _METHOD = "proxy_addon.methods.tempo_session.session:TempoSession"
@@ -231,6 +244,20 @@ TABLE: tuple[Point, ...] = (
     _after("stream.repeat", _TILL, "current", "stream-lost"),
     *_around("stream.mend", _STREAM, "_mend", "stream-mended"),
     *_around("stream.close", _STREAM, "close", "stream"),
+    # a WebSocket: what of its vouchers is a stream's is passed there
+    *_around("socket.prepare", _SOCKETS, "prepare", "socket"),
+    *_around("socket.begin", _SOCKET, "begin", "socket"),
+    *_around("socket.open.write", _WIRE, "put", "socket-opens", _says("open", first=True)),
+    *_around("socket.first.write", _WIRE, "put", "socket", _says("voucher", first=True)),
+    *_around("socket.taken", _SOCKET, "_paid", "socket"),
+    *_around("socket.voucher", _SOCKET, "_send", "socket"),
+    *_around("socket.refresh", _SOCKET, "_fresh_challenge", "socket-refreshes"),
+    *_around("socket.voucher.write", _WIRE, "put", "socket", _says("voucher", first=False)),
+    *_around("socket.refused", _SOCKET, "_failed", "socket-refused"),
+    *_around("socket.stopped", _SOCKET, "_out_of_money", "socket-over-limit"),
+    *_around("socket.booked", _SOCKET, "_book", "socket"),
+    *_around("socket.dropped", _SOCKETS, "dropped", "socket-dropped"),
+    *_around("socket.shut", _SOCKETS, "shut", "socket-shut"),
     # repairs
     *_around("repair", f"{_PAYER}.repairing:Repairs", "mend", "anew"),
     *_around("repair.resend", _TILL, "resend", "anew"),

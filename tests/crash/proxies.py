@@ -1,8 +1,9 @@
-"""The whole proxy killed under load: `bursar run`, real clients, and a server that notes every voucher."""
+"""The whole proxy killed under load: `bursar run`, real clients, and servers that note every voucher."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -14,20 +15,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
 from proxy_addon.cli.supervise import ProxyProcess, start_proxy
 from proxy_addon.config import Settings, load
 from proxy_addon.demo.chain import PATH_USD
 from proxy_addon.demo.http1 import Request, Response
 from proxy_addon.demo.paid_api import PRICE
 from proxy_addon.runtime import Runtime, open_runtime
+from store.amounts import format_units
 from store.lifecycle import FINAL
 from tests.crash.books import Auditor, Expectation, Kind, Violation
-from tests.crash.jobs import Report
+from tests.crash.front import in_front_of
+from tests.crash.jobs import MOST_PER_STREAM, SOCKET_PATH, Report
 from tests.crash.world import World
 
 KEY_VARIABLE = "CRASH_WALLET_KEY"
 KILLS_PER_WALLET = 25
 CLIENTS = 8  # of each of two curls, at once
+SOCKETS = 2  # WebSockets at once, one after the other each
 LOAD = 3000  # requests that each would send
 LONGEST_S = 0.6  # under load
 STOPPED = 0.15  # so many are not killed but told to stop
@@ -56,6 +63,8 @@ max_deposit = "6"
 max_opens_per_day = 500
 max_deposits_per_day = "500"
 max_channels_per_scope = 8
+max_per_stream = "{stream}"
+websocket_paths = ["{path}"]
 
 [chains."eip155:{chain_id}"]
 rpc = ["{rpc}"]
@@ -76,6 +85,9 @@ class Proxied:
     paid: int = 0
     resumed: int = 0
     statuses: Counter[str] = field(default_factory=Counter)  # what the clients got
+    heard: int = 0  # messages that came over WebSockets
+    sockets: int = 0  # on which a credential was taken
+    units: int = 0  # charged over them
     seen: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     seconds: float = 0.0
@@ -90,6 +102,7 @@ class Proxied:
         yield from (f"{kind}: {by_kind[kind]}" for kind in Kind)
         yield f"resumed: {self.resumed}; requests paid: {self.paid}"
         yield "clients got: " + ", ".join(f"{name} × {n}" for name, n in sorted(self.statuses.items()))
+        yield f"WebSockets paid: {self.sockets}; units charged over them: {self.units}, heard: {self.heard}"
         yield "credentials that arrived: " + ", ".join(f"{name} {n}" for name, n in sorted(self.seen.items()))
         yield f"seconds: {self.seconds:.1f}"
 
@@ -100,6 +113,7 @@ class _Wallet:
     def __init__(self, seed: str, home: Path, result: Proxied) -> None:
         self.seed, self.home, self.result = seed, home, result
         self.random = random.Random(f"proxies {seed}")
+        self.authority = ""
         self.world = World(f"proxies {seed}", deposit=DEPOSIT)
         self.world.api.intercept = self._note
         self.auditor = Auditor(self.world)
@@ -113,13 +127,16 @@ class _Wallet:
         return None
 
     async def run(self, kills: int) -> None:
-        async with self.world.rpc, self.world.api:
+        async with self.world.rpc, self.world.api, in_front_of(self.world) as port:
+            self.authority = f"127.0.0.1:{port}"
             self.config = self.home / "config.toml"
             self.config.write_text(
                 _CONFIG.format(
                     key=KEY_VARIABLE,
                     home=self.home,
-                    port=self.world.api.port,
+                    port=port,
+                    stream=format_units(MOST_PER_STREAM, 6),
+                    path=SOCKET_PATH,
                     chain_id=self.world.chain.chain_id,
                     rpc=self.world.rpc.url,
                     token=PATH_USD,
@@ -128,6 +145,8 @@ class _Wallet:
             for number in range(kills):
                 await self._cycle(number)
         self.result.paid += sum(one.charged > 0 for one in self.world.api.log)
+        self.result.sockets += len(self.world.lines)
+        self.result.units += sum(line.units for line in self.world.lines)
         self.result.seen.update(self.world.seen)
 
     async def _cycle(self, number: int) -> None:
@@ -140,7 +159,7 @@ class _Wallet:
             start_proxy, self.config, self.environment, self.home / f"proxy-{number}.log"
         )
         try:
-            (status,) = await self._curl(proxy, f"{self.world.api.url}/quote", 1)
+            (status,) = await self._curl(proxy, f"http://{self.authority}/quote", 1)
             self.result.resumed += status == "200"
             again = len(self.world.openings) - opened
             if (expected.served and status != "200") or (again and not expected.opens):
@@ -153,14 +172,15 @@ class _Wallet:
 
     async def _load_and_end(self, proxy: ProxyProcess, number: int) -> None:
         urls = (
-            f"{self.world.api.url}/quote?n=[1-{LOAD}]",
-            f"{self.world.api.url}/stream?chunks=4&n=[1-{LOAD}]",
+            f"http://{self.authority}/quote?n=[1-{LOAD}]",
+            f"http://{self.authority}/stream?chunks=4&n=[1-{LOAD}]",
         )
         posted = ("--data-binary", "order") if self.random.random() < 0.5 else ()
         loads = [
             asyncio.ensure_future(self._curl(proxy, urls[0], CLIENTS)),
             asyncio.ensure_future(self._curl(proxy, urls[1], CLIENTS, *posted)),
         ]
+        listeners = [asyncio.ensure_future(self._listen(proxy)) for _ in range(SOCKETS)]
         await asyncio.sleep(self.random.random() * LONGEST_S)
         if self.random.random() < STOPPED:
             proxy.process.send_signal(signal.SIGTERM)
@@ -174,10 +194,20 @@ class _Wallet:
             self.result.kills += 1
         for statuses in await asyncio.gather(*loads):
             self.result.statuses.update(statuses)
+        await asyncio.gather(*listeners)
         log = (self.home / f"proxy-{number}.log").read_text(errors="replace")
         if "Traceback" in log or "has crashed" in log:
             text = f"{self.seed}, proxy {number}: {log[-3000:]}"
             self.result.violations.append(Violation(Kind.TROUBLE, text))
+
+    async def _listen(self, proxy: ProxyProcess) -> None:
+        """Unmodified WebSocket clients, until the proxy is gone."""
+        with contextlib.suppress(OSError, InvalidHandshake, TimeoutError):
+            while proxy.process.poll() is None:
+                async with connect(f"ws://{self.authority}{SOCKET_PATH}", proxy=proxy.url) as connection:
+                    with contextlib.suppress(ConnectionClosed):
+                        async for _ in connection:
+                            self.result.heard += 1
 
     async def _curl(self, proxy: ProxyProcess, url: str, clients: int, *more: str) -> list[str]:
         """The statuses that an unmodified curl got; "000" for no answer."""

@@ -9,7 +9,7 @@ from typing import Any
 from proxy_addon.payer import opening
 from proxy_addon.payer.parts import Parts
 from proxy_addon.payer.till import Till
-from store.account import Sent
+from store.account import Grown, Sent
 from store.channels import ChannelStore
 from store.journal import Journal
 from store.records import Channel
@@ -46,15 +46,20 @@ def _unknown_is_failed() -> None:
     _put(opening, "settle", fail)
 
 
-def _leaves_without_a_line() -> None:
+def _leaves_without_a_line(left_out: type = Sent) -> None:
     usual = Journal.append
 
     def append(self: Journal, fields: Any, *, channel_id: Any = None, move: Any = None) -> int:
-        if isinstance(move, Sent):
+        if isinstance(move, left_out):
             return self.lines
         return usual(self, fields, channel_id=channel_id, move=move)
 
     _put(Journal, "append", append)
+
+
+def _grows_without_a_line() -> None:
+    """What a stream or a WebSocket takes beyond its first unit."""
+    _leaves_without_a_line(Grown)
 
 
 def _unknown_is_free() -> None:
@@ -71,6 +76,7 @@ WAYS: dict[str, Callable[[], None]] = {
     "opening-not-durable": _opening_is_not_durable,
     "unknown-is-failed": _unknown_is_failed,
     "no-line": _leaves_without_a_line,
+    "no-line-of-growth": _grows_without_a_line,
     "unknown-is-free": _unknown_is_free,
 }
 

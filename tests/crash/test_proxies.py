@@ -16,3 +16,4 @@ async def test_a_proxy_is_killed_under_load() -> None:
     found = await kill_proxies(seed=1, kills=1)
     assert found.violations == []
     assert found.paid > 0
+    assert found.heard <= found.units

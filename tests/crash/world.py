@@ -28,7 +28,8 @@ from proxy_addon.methods.tempo_session.calls import channel_id, parse_descriptor
 from proxy_addon.methods.tempo_session.v2 import RESERVE
 from proxy_addon.methods.tempo_session.voucher import V2
 from proxy_addon.methods.tempo_tx import address_of, decode
-from tests.crash.jobs import HttpAnswer, HttpAsk, Report, Totals
+from tests.crash.jobs import SOCKET_PATH, FrameAsk, HttpAnswer, HttpAsk, Report, Said, Totals
+from tests.crash.socket_seller import Line
 from tests.crash.wire import frames, pack
 from tests.crash.zygote import Child
 
@@ -58,11 +59,13 @@ class World:
         self.api = PaidApi(self.chain, key=self.random.randbytes(32), suggested_deposit=deposit)
         self.api.routes["/sse"] = Route(PRICE, _event_stream)
         quote = self.api.routes["/quote"].handler
+        self.api.routes[SOCKET_PATH] = Route(PRICE, quote)
         self.api.routes |= {f"/costs/{price}": Route(price, quote) for price in PRICES}
         self.chain.fund(self.payer, FUNDS)
         self.chain.fund(self.api.payee.address, FUNDS)
         self.vouchers: dict[str, int] = {}  # by channel: the highest that arrived, whatever became of it
         self.openings: dict[str, str] = {}  # by channel: the transaction
+        self.lines: list[Line] = []  # WebSockets on which a credential was taken
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []  # what must not arrive at all
         self.late: list[Request] = []  # what the server will deal with later
@@ -77,13 +80,16 @@ class World:
         """
         tasks: set[asyncio.Task[None]] = set()
         streams: set[str] = set()  # channels
+        lines: dict[int, Line] = {}
         async for number, body in frames(child.reader):
             frame -= 1
             if frame == 0:
                 child.kill()
-            if isinstance(body, HttpAsk) and body.host == "api":
-                self.note(body.headers)  # in the order of arrival
-            answering = self._answer(child, number, body, listener, streams, jitter)
+            if isinstance(body, FrameAsk) or (isinstance(body, HttpAsk) and body.host == "api"):
+                self.note_in(body, lines)  # in the order of arrival
+            if isinstance(body, tuple) and body[0] == "hang-up-socket" and body[1] in lines:
+                lines[body[1]].hang_up()
+            answering = self._answer(child, number, body, listener, streams, lines, jitter)
             task = asyncio.create_task(answering)
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -93,9 +99,18 @@ class World:
         for channel in streams:  # nobody told the server that its client has gone
             while self._tick(channel):
                 pass
+        for line in lines.values():
+            line.hang_up()
 
     async def _answer(
-        self, child: Child, number: int, body: Any, listener: Listener, streams: set[str], jitter: float
+        self,
+        child: Child,
+        number: int,
+        body: Any,
+        listener: Listener,
+        streams: set[str],
+        lines: dict[int, Line],
+        jitter: float,
     ) -> None:
         match body:
             case HttpAsk():
@@ -103,6 +118,14 @@ class World:
                 await asyncio.sleep(self.random.random() * late)
                 answer: Any = await self._http(body, streams)
                 await asyncio.sleep(self.random.random() * late)
+            case FrameAsk():
+                await asyncio.sleep(self.random.random() * jitter)
+                answer = await self.take_frame(body, lines)
+                await asyncio.sleep(self.random.random() * jitter)
+            case ("listen", socket, units):
+                answer = lines[socket].next(units)
+            case ("hang-up-socket", _):
+                answer = None
             case ("tick", channel):
                 answer = self._stream_event(channel)
             case ("hang-up", channel):
@@ -113,7 +136,8 @@ class World:
                 answer = None
             case _:
                 answer = await listener(body)
-        child.writer.write(pack(number, answer))
+        if not (child.writer.is_closing() or child.reader.at_eof()):  # else nobody is there to read it
+            child.writer.write(pack(number, answer))
 
     # -- what arrives
 
@@ -141,21 +165,49 @@ class World:
                 self.wrong.append(f"the opening of {channel} is of another channel")
             self.openings[channel] = raw
 
+    def note_in(self, body: HttpAsk | FrameAsk, lines: Mapping[int, Line]) -> None:
+        """And a WebSocket has its channel to itself."""
+        self.note(body.headers)
+        payload = _payload(body.headers)
+        if payload.get("action") != "voucher" or (isinstance(body, HttpAsk) and body.method == "HEAD"):
+            return
+        mine = lines.get(body.socket) if isinstance(body, FrameAsk) else None
+        for line in lines.values():
+            if line is not mine and not line.gone and line.channel_id == payload["channelId"]:
+                self.wrong.append(f"{line.channel_id} pays for something else beside a WebSocket")
+
     async def _http(self, ask: HttpAsk, streams: set[str]) -> HttpAnswer | None:
         """None: no answer ever comes."""
         request = Request(ask.method, ask.path, ask.query, ask.headers, ask.body)
         if ask.host == "rpc":
             await self._look()
             return _plain(await self.rpc.handler(request))
-        answer = await self._sold(request, ask.fate or "")
+        answer = await self._dealt_with(request, ask.fate)
         payload = _payload(ask.headers)
-        raw = payload.get("transaction")
-        if raw is not None and request not in self.late and not self._landed(str(raw)):
-            self.chain.warp(EXPIRED_S)  # it was dropped; the world goes on until nobody takes it any more
         if ask.path == "/sse" and answer is not None and answer.status == 200 and payload:
             streams.add(str(payload["channelId"]))
             fields = (one for one in answer.headers if one[0] != "Payment-Receipt")
             return HttpAnswer(200, tuple(fields), b"")  # a stream has it at its end
+        return answer
+
+    async def take_frame(self, ask: FrameAsk, lines: dict[int, Line]) -> Said:
+        """A credential in a frame is taken like one of a request that only manages its channel."""
+        line = lines.setdefault(ask.socket, Line(self.api.payee, self.random))
+        if ask.fate == "deaf":
+            return Said(needs=True)
+        answer = await self._dealt_with(Request("POST", SOCKET_PATH, {}, ask.headers, b""), ask.fate)
+        if line.take(_payload(ask.headers)) and line not in self.lines:
+            self.lines.append(line)
+        if answer is None:
+            line.hang_up()
+            return Said(cut=True)
+        return line.receive() if answer.status == 204 else line.refuse(answer.status)
+
+    async def _dealt_with(self, request: Request, fate: str | None) -> HttpAnswer | None:
+        answer = await self._sold(request, fate or "")
+        raw = _payload(request.headers).get("transaction")
+        if raw is not None and request not in self.late and not self._landed(str(raw)):
+            self.chain.warp(EXPIRED_S)  # it was dropped; the world goes on until nobody takes it any more
         return answer
 
     async def _sold(self, request: Request, fate: str) -> HttpAnswer | None:
