@@ -383,6 +383,7 @@ def figures_of(
                 if one.scope.host in authorities
                 else int(book.get(one.channel_id, {"spent": 0})["spent"]),
                 cashed=cashed.get(one.channel_id, 0),
+                forced=one.status is ChannelStatus.CLOSED and one.close_amount is None,
             )
             for one in channels
         ),

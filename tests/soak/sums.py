@@ -30,11 +30,15 @@ class ChannelFigures:
     voucher: int  # the highest that its seller saw
     spent: int | None  # by an honest seller's book; None: the seller is hostile, and never cashes
     cashed: int = 0  # what the seller had taken on chain before the close
+    forced: bool = False  # closed on the chain, without the seller
 
     @property
     def due(self) -> int:
-        """What the close must come to: what was signed ahead and cashed before it was spent does not come back."""
-        return max(self.spent or 0, self.cashed)
+        """What the close must come to: what was signed ahead and cashed before it was spent does not come back.
+
+        By force it is what was cashed: the seller had the chain's grace to take the rest, and did not.
+        """
+        return self.cashed if self.forced else max(self.spent or 0, self.cashed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,12 @@ class Figures:
     @property
     def cashed_ahead(self) -> int:
         """Of what is due, that for which nobody got anything."""
-        return sum(one.due - (one.spent or 0) for one in self.channels)
+        return sum(max(0, one.due - (one.spent or 0)) for one in self.channels)
+
+    @property
+    def never_cashed(self) -> int:
+        """What honest sellers sold on channels that they did not know any more, or not yet, and left to us."""
+        return sum(max(0, (one.spent or 0) - one.due) for one in self.channels)
 
 
 def differences(figures: Figures) -> list[str]:
@@ -99,11 +108,12 @@ def differences(figures: Figures) -> list[str]:
         "counters of hosts, and all that was authorised": (sum(figures.host_day.values()), authorised),
     }
     found += [f"{what}: {one:,} and {other:,}" for what, (one, other) in pairs.items() if one != other]
-    for_clients = figures.captured - figures.cashed_ahead
+    for_clients = figures.captured - figures.cashed_ahead + figures.never_cashed
     if not figures.sure <= for_clients <= figures.sure + figures.doubtful:
         found.append(
             f"clients got {figures.sure:,}, and may have been charged {figures.doubtful:,} beside;"
-            f" captured were {for_clients:,}, and {figures.cashed_ahead:,} ahead"
+            f" captured were {figures.captured:,}, {figures.cashed_ahead:,} of it ahead; {figures.never_cashed:,}"
+            " were never cashed"
         )
     for host, limit in figures.host_limits.items():
         if figures.host_day.get(host, 0) > limit:
@@ -151,6 +161,8 @@ def table(figures: Figures) -> str:
         ("chain: the payee's gain", figures.payee_gain),
         ("honest sellers: spent", sum(one.spent or 0 for one in figures.honest)),
         ("honest sellers: cashed ahead", figures.cashed_ahead),
+        ("honest sellers: closed by force", sum(one.forced for one in figures.honest)),
+        ("  what they sold there, never cashed", figures.never_cashed),
         ("store: captured", figures.captured),
         ("store: paid", sum(one.paid for one in channels)),
         ("ledger: paid, with adjustments", sum(one.ledger_paid for one in channels)),

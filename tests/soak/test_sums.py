@@ -128,6 +128,18 @@ def test_another_amount_than_was_cashed_ahead(cashed: int) -> None:
     assert any("0xc1" in one for one in differences(figures(wrong, HOSTILE, FAILED, sure=90, doubtful=10)))
 
 
+def test_what_a_seller_did_not_cash_in_the_chains_grace_is_ours() -> None:
+    """It had said that it knows no such channel, and sold something on it to a client that had left."""
+    lost = channel(captured=0, paid=0, ledger_paid=0, ledger_captured=0, refunded=500, spent=100, forced=True)
+    with_it = figures(
+        lost, HOSTILE, FAILED, payee_gain=0, payer_loss=21, lifetime=0, returned=170, sure=90, doubtful=10
+    )
+    assert differences(with_it) == []
+    assert differences(replace(with_it, sure=101))
+    assert differences(replace(with_it, channels=(replace(lost, forced=False), HOSTILE, FAILED)))
+    assert differences(replace(with_it, channels=(replace(lost, cashed=1), HOSTILE, FAILED)))
+
+
 def test_what_was_cashed_and_then_spent_is_due_once() -> None:
     assert differences(figures(channel(cashed=70), HOSTILE, FAILED)) == []
 
