@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from proxy_addon import config_errors
 from proxy_addon.config_lines import Locator, lines_of
 from proxy_addon.config_tables import (
     DEFAULT_HOME,
@@ -184,7 +185,7 @@ def load(path: Path) -> Settings:
     """Read a config file, which not everybody may write. Raises `ConfigError`."""
     path = path.expanduser()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             _check_writers(path, os.fstat(file.fileno()).st_mode)
             text = file.read()
     except FileNotFoundError:
@@ -237,21 +238,6 @@ def parse(data: dict[str, Any], source: str, lines: Mapping[str, int] = MappingP
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        wrong = [
-            f"  {_with_line(_key(one['loc']), lines)}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise ConfigError(f"{source} has {len(wrong)} wrong setting(s):\n" + "\n".join(wrong)) from None
-
-
-def _with_line(key: str, lines: Mapping[str, int]) -> str:
-    return f"{key} (line {lines[key]})" if key in lines else key
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        if isinstance(part, str):
-            part = (part if part.isprintable() else ascii(part))[:80]
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or "config"
+        wrong = config_errors.told(error.errors(), Settings.model_fields, lines)
+        text = "".join(f"\n  {one}" for one in wrong)
+        raise ConfigError(f"{source} has {len(wrong)} wrong setting(s):{text}") from None

@@ -20,6 +20,7 @@ from proxy_addon.config_types import (
     SecretSpec,
     SocketPath,
     UserPath,
+    VariableName,
 )
 
 DEFAULT_HOME: Final = Path("~/.bursar")
@@ -33,10 +34,10 @@ class KeySource(Table):
     """One key: an encrypted file with its password, or the key itself from elsewhere."""
 
     keystore: UserPath | None = None
-    password_env: str | None = None
+    password_env: VariableName | None = None
     password_file: UserPath | None = None
     password_from: SecretSpec | None = None
-    private_key_env: str | None = None
+    private_key_env: VariableName | None = None
     private_key_from: SecretSpec | None = None
 
     @model_validator(mode="after")

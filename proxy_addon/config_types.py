@@ -14,6 +14,8 @@ from proxy_addon.core.addresses import parse_permit, parse_ports
 from store.amounts import parse_units
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_KEY_IN_HEX: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{64}\Z")
 _SECRET_KINDS: Final = ("env", "file", "fd", "command", "keyring")
 _CAIP2: Final = re.compile(r"eip155:[1-9][0-9]{0,18}\Z")
 _HOST: Final = re.compile(
@@ -41,6 +43,8 @@ def _amount(value: Any) -> str:
 
 
 def _path(value: Path) -> Path:
+    if is_key(str(value)):
+        raise ValueError("expected a path; never the secret itself")
     if "\0" in str(value):
         raise ValueError("a path cannot hold a NUL")
     try:
@@ -53,7 +57,9 @@ def _path(value: Path) -> Path:
 
 def _host(value: str) -> str:
     if not _HOST.match(value):
-        raise ValueError('expected a host such as "api.example.com", "*.example.com" or "127.0.0.1:8080"')
+        raise ValueError(
+            'expected a host such as "api.example.com", "*.example.com", "127.0.0.1:8080" or "[::1]:8080"'
+        )
     _, colon, port = value.rpartition(":")
     if colon and port.isdigit() and not 1 <= int(port) <= 65535:
         raise ValueError(f"port {port} does not exist; expected 1 to 65535")
@@ -89,13 +95,34 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def is_key(text: str) -> bool:
+    """Is it a private key, where the name of something was asked for? Then it must not be repeated."""
+    return _KEY_IN_HEX.match(text.strip()) is not None
+
+
+def _variable(value: str) -> str:
+    if is_key(value) or not _VARIABLE.match(value):
+        raise ValueError(
+            'expected the name of an environment variable, such as "BURSAR_PASSWORD"; never the secret itself'
+        )
+    return value
+
+
 def _secret_spec(value: str) -> str:
     kind, colon, rest = value.partition(":")
-    if not colon or kind not in _SECRET_KINDS or not rest.strip() or (kind == "fd" and not rest.isdigit()):
+    if (
+        is_key(rest)
+        or not colon
+        or kind not in _SECRET_KINDS
+        or not rest.strip()
+        or (kind == "fd" and not rest.isdigit())
+    ):
         raise ValueError(
             'expected where the secret is, such as "fd:3", "command:pass show bursar", "keyring:bursar/me",'
             ' "env:NAME" or "file:/run/secrets/bursar"; never the secret itself'
         )
+    if kind == "env":
+        _variable(rest)
     if kind == "command":
         try:
             shlex.split(rest)
@@ -116,4 +143,5 @@ HostPattern = Annotated[str, AfterValidator(_host)]
 Permit = Annotated[str, AfterValidator(_permit)]
 Ports = Annotated[tuple[int, int], BeforeValidator(parse_ports)]
 SocketPath = Annotated[str, AfterValidator(_socket_path)]
+VariableName = Annotated[str, AfterValidator(_variable)]
 UserPath = Annotated[Path, AfterValidator(_path)]

@@ -30,6 +30,16 @@ _POLICY: Final = (
         "Use https. If you know the network, set allow_http = true in the host's table. Loopback needs neither.",
     ),
     Reason(
+        "shadow",
+        'mode = "shadow": it is said what would be paid, and nothing is.',
+        'Set mode = "pay" when you are ready.',
+    ),
+    Reason(
+        "destination-not-allowed",
+        "The host is at an address that is not public, or on a port that its client may not use.",
+        "If it should be reached: [egress].allow, or [egress].ports.",
+    ),
+    Reason(
         "client-not-allowed",
         "This client is not paid for: it is on another machine and the proxy asks for no password, or mitmproxy's"
         " ssl_insecure is set, or its own table in [[policy.clients]] says so.",
@@ -196,12 +206,23 @@ _WORLD: Final = (
     Reason(
         "no-challenge", "The server gave no challenge where one is needed.", "Close by force, or ask the API."
     ),
+    Reason(
+        "not-understood",
+        "The server asks for a payment of a kind that bursar does not make, or its terms cannot be read.",
+        "Usually nothing: another of its offers may do. Else ask the API for tempo sessions.",
+    ),
     Reason("protocol", "What the server said cannot be read, or contradicts itself.", "Ask the API."),
 )
 
 _OURSELVES: Final = (
     Reason(
         "store", "The store cannot be written; nothing was signed.", "The message says why; `bursar doctor`."
+    ),
+    Reason(
+        "unattributed",
+        "The machine was restarted before a process had written all of its ledger: what its channel had not paid"
+        " provably is uncertain.",
+        "`bursar reconcile` finds out what was charged.",
     ),
     Reason("ledger", "The ledger cannot be written; nothing was paid.", "Free some space on its disk."),
     Reason(

@@ -119,7 +119,7 @@ def details(view: View, token: Token, history: History, outlook: Outlook) -> lis
     pairs += [("transaction", one) for one in channel.transactions]
     if channel.note:
         pairs.append(("note", channel.note))
-    pairs += [("opened", utc(channel.opened_at)), ("updated", utc(channel.updated_at))]
+    pairs += [("opened", utc(channel.opened_at)), ("last used", utc(channel.updated_at))]
     ended = ", ".join(f"{number} {outcome}" for outcome, number in history.ended.items())
     flight = f", {len(channel.holds)} in flight" if channel.holds else ""
     pairs.append(("requests", f"{history.sent} sent{flight}" + (f": {ended}" if ended else "")))

@@ -96,6 +96,13 @@ def hosts(settings: Settings) -> Iterator[Finding]:
                 f"{rule.host} is never paid: {zero[0]} is 0",
                 f"set it in policy.hosts[{index}] or in [policy]",
             )
+        elif rule.chains and not any(chain in settings.chains for chain in rule.chains):
+            yield Finding(
+                "hosts",
+                Grade.WARN,
+                f"{rule.host} is never paid: its chains ({', '.join(rule.chains)}) are not in the config",
+                f'name one of [chains] in policy.hosts[{index}].chains, or add [chains."{rule.chains[0]}"]',
+            )
 
 
 def _nonzero(amount: str) -> bool:
@@ -292,7 +299,7 @@ def _funds(settings: Settings, token: Token, name: str, balance: int, payer: str
         Grade.WARN,
         told,
         f"a deposit takes up to {token.show(wanted)}: send {token.symbol} to {payer}"
-        + (" (test money: see Tempo's faucet)" if name == "eip155:42431" else ""),
+        + (" (test money: `bursar faucet`)" if name == "eip155:42431" else ""),
     )
 
 

@@ -85,6 +85,8 @@ def command(config: Path, form: str, url: str | None, unset: bool) -> None:
                 ExitCode.CONFIG,
             )
         url = _url_of(settings.proxy.listen_host, settings.proxy.listen_port)
+    else:
+        _check_url(url)
     directory = home_of(config).ca
     ensure_ca(directory)
     files = trust.prepare(directory, os.environ)
@@ -102,6 +104,20 @@ def command(config: Path, form: str, url: str | None, unset: bool) -> None:
     click.echo(_FORMATS[form](variables))
     if not _listens(url):
         click.echo(f"bursar: nothing listens at {url} yet: start it with `bursar run`", err=True)
+
+
+def _check_url(url: str) -> None:
+    """Clients make of half an address what they like. What is wrong is not repeated: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.BadParameter(
+            "expected the proxy's address, such as http://127.0.0.1:8402 or http://USER:PASSWORD@127.0.0.1:8402",
+            param_hint="--url",
+        )
 
 
 def _url_of(host: str, port: int) -> str:

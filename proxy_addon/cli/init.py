@@ -78,14 +78,15 @@ def command(
     chosen = NETWORKS[network]
     limits = Limits(max_price, max_per_day, max_deposit)
 
-    def config_text(wallet: WalletChoice) -> str:
+    def config_text(wallet: WalletChoice, named: tuple[str, ...] = hosts) -> str:
         text = render(
-            chosen, wallet, home.store, hosts, limits, total_per_day=total_per_day, lifetime=lifetime
+            chosen, wallet, home.store, named, limits, total_per_day=total_per_day, lifetime=lifetime
         )
         _check(text, home)
         return text
 
-    config_text(WalletChoice(key_env="X"))  # a wrong host or amount is said before anything exists
+    # What is wrong is said before anything exists; without a host, the limits are those of the one that will be added.
+    config_text(WalletChoice(key_env=key_env or "X"), hosts or ("api.example.com",))
     _refuse_to_overwrite(home, new_key=key_env is None and not existing_key)
     secret = None if import_key is None else read_key(import_key)
 

@@ -87,7 +87,9 @@ async def _look(
     try:
         answer = await outbound.send(method, url, {"Accept-Payment": registry.accept_payment(), **fields})
     except OutcomeUnknown as error:
-        raise Failure(str(error)) from None
+        raise Failure(
+            f"{error}; is the address right, and can this machine reach it without a proxy?"
+        ) from None
     finally:
         await outbound.aclose()
     channels = [view.channel for view in await read_channels(settings)]

@@ -26,6 +26,9 @@ from proxy_addon.mitm import dispatch, door, quick
 from proxy_addon.mitm.intake import Intake
 from proxy_addon.mitm.unwatched import let_large_bodies_pass
 
+_HASHES: Final = ("$2a$", "$2b$", "$2y$", "{SHA}")
+"""What every mitmproxy reads; the last is weak, and taken since it is."""
+
 _OPEN_DOOR: Final = (
     "at %s, other machines could spend from this wallet: nobody is asked for a password. Name a file of users and"
     " passwords in [proxy].auth_file, or listen on 127.0.0.1"
@@ -188,7 +191,27 @@ def _asking(auth_file: Path | None) -> list[str]:
     if mode & 0o077:
         shown = f"{auth_file} is open to others (mode {stat.S_IMODE(mode):o})"
         raise Failure(f"proxy.auth_file: {shown}: chmod 600 {auth_file}", ExitCode.CONFIG)
+    _check_users(auth_file)
     return ["--set", f"proxyauth=@{auth_file}"]
+
+
+def _check_users(auth_file: Path) -> None:
+    """mitmproxy says of a line that it cannot read that the file cannot be opened. The line itself is not repeated."""
+    try:
+        lines = auth_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise Failure(f"proxy.auth_file: {auth_file} cannot be read: {why}", ExitCode.CONFIG) from None
+    for number, line in enumerate(lines, 1):
+        user, _, password = line.strip().partition(":")
+        if user.startswith("#") or not line.strip():
+            continue
+        if not user or not password.startswith(_HASHES):
+            raise Failure(
+                f"proxy.auth_file: line {number} of {auth_file} is no user with a bcrypt hash:"
+                f" write it with htpasswd -B {auth_file} USER",
+                ExitCode.CONFIG,
+            )
 
 
 def _filters(args: Any) -> dict[str, str]:

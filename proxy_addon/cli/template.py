@@ -37,7 +37,7 @@ NETWORKS: Final = {
         chain="eip155:42431",
         rpc="https://rpc.moderato.tempo.xyz",
         tokens=(_PATH_USD,),
-        funding="Test money is free: see Tempo's faucet.",
+        funding="Test money is free: `bursar faucet` asks for it.",
     ),
 }
 

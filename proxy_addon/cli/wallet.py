@@ -26,8 +26,15 @@ KEY_ENV: Final = "BURSAR_PRIVATE_KEY"
 
 def read_key(path: Path) -> bytes:
     """The private key, in hex, in a file or (``-``) on stdin. Raises `Failure`, which does not repeat it."""
+    from proxy_addon.config_types import is_key
     from proxy_addon.signer import KeyRejected, Signer, parse_key
 
+    if is_key(str(path)):
+        raise Failure(
+            "--import-key takes the name of a file (- for stdin), never the key itself: a shell keeps what was typed"
+            " in its history, and ps shows it. If that key has money, move it to another",
+            ExitCode.CONFIG,
+        )
     try:
         text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -113,6 +113,12 @@ WRONG = {
     "no money": Wrong(_spend, "balance", "warn", "send pathUSD to 0x"),
     "no key": Wrong(_edit(KEY_VARIABLE, "NOT_SET_AT_ALL"), "key", "fail", "[wallet]"),
     "no host": Wrong(_edit('"max_price" = "0.05"', '"max_price" = "0"'), "hosts", "warn", "policy.hosts[0]"),
+    "a chain that is not there": Wrong(
+        _edit('"max_price" = "0.05"', '"max_price" = "0.05"\n"chains" = ["eip155:1"]'),
+        "hosts",
+        "warn",
+        'add [chains."eip155:1"]',
+    ),
     "a store that is none": Wrong(_rubbish, "store", "fail", "nothing is signed"),
     "a port in use": Wrong(_taken, "port", "warn", "listen_port"),
     "shadow mode": Wrong(_edit('["wallet"]', 'mode = "shadow"\n["wallet"]'), "mode", "warn", 'mode = "pay"'),

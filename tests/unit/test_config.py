@@ -147,7 +147,15 @@ CHAIN = "chains/eip155:4217"
     ("path", "value", "says"),
     [
         ("mode", "free", r"mode: Input should be 'pay' or 'shadow'"),
-        ("surprise", 1, r"surprise: Extra inputs are not permitted"),
+        ("surprise", 1, r"surprise: Extra inputs are not permitted$"),
+        ("wallets", {}, r"wallets: Extra inputs are not permitted; did you mean wallet\?$"),
+        ("proxy/listen_prt", 1, r"proxy\.listen_prt: Extra inputs.*; did you mean listen_port\?$"),
+        ("proxy/max_price", "1", r"proxy\.max_price: Extra inputs.*; it belongs in \[policy\.hosts\]$"),
+        (f"{CHAIN}/rcp", "1", r"chains\.eip155:4217\.rcp: Extra inputs.*; did you mean rpc\?$"),
+        ("chains/tempo", {"rpc": ["http://a"]}, r'chains\.tempo: expected a chain such as "eip155:4217"$'),
+        ("policy/hosts/0/payees", ADDRESS, r'policy\.hosts\[0\]\.payees: expected a list, such as \["…"\]$'),
+        ("policy/hosts", {"host": "a"}, r"policy\.hosts: expected \[\[policy\.hosts\]\]$"),
+        ("wallet/password_env", "two words", r"wallet\.password_env: expected the name of an environment"),
         ("wallet", 3, r"wallet: Input should be a valid dictionary"),
         ("wallet/colour", "red", r"wallet\.colour: Extra inputs"),
         ("wallet/private_key_env", "X", r"wallet: names both keystore and private_key_env; keep one"),
@@ -313,6 +321,47 @@ def test_no_secret_of_the_file_is_repeated() -> None:
     assert "wallet.private_key" in str(caught.value)
 
 
+PASTED = "c0ffee" + "5ec12e7" * 8 + "01"
+
+
+@pytest.mark.parametrize("prefix", ["", "0x"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("private_key_env", "{}"),
+        ("password_env", "{}"),
+        ("private_key_from", "{}"),
+        ("private_key_from", "env:{}"),
+        ("password_from", "file:{}"),
+        ("keystore", "{}"),
+        ("password_file", "{}"),
+        ("payer", "{}"),
+    ],
+)
+def test_a_key_where_its_place_is_asked_for_is_refused_unseen(key: str, value: str, prefix: str) -> None:
+    assert len(PASTED) == 64
+    with pytest.raises(ConfigError) as caught:
+        parse({"wallet": {key: value.format(prefix + PASTED)}}, "my.toml")
+    assert f"wallet.{key}: expected" in str(caught.value)
+    assert PASTED not in str(caught.value)
+
+
+def test_what_is_wrong_with_several_keys_together_has_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(EXAMPLE.read_text().replace('max_price = "0.10"', 'max_price = "0.0000001"'))
+    line = path.read_text().split("max_price = ")[0].count("\n") + 1
+    with pytest.raises(
+        ConfigError, match=rf"\n  policy\.hosts\[0\]\.max_price \(line {line}\) is '0\.0000001': "
+    ):
+        load(path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(EXAMPLE.read_text(), encoding="utf-8-sig")
+    assert load(path).mode == "pay"
+
+
 # -- what comes out
 
 
@@ -338,7 +387,7 @@ def test_the_policy_is_what_the_file_says() -> None:
     (rule,) = policy.hosts
     assert (rule.name, rule.pattern) == ("policy.hosts[0]", "api.example.com")
     assert (rule.max_price, rule.max_per_day, rule.max_deposit) == ("0.10", "1.00", "2.00")
-    assert (rule.deposit, rule.max_deposits_per_day, rule.authorise_ahead) == ("1.00", "5.00", "0.05")
+    assert (rule.deposit, rule.max_deposits_per_day, rule.authorise_ahead) == ("1.00", "5.00", "0")
     assert (rule.max_opens_per_day, rule.max_channels_per_scope, rule.allow_http) == (3, 4, False)
     assert (policy.max_per_day, policy.max_lifetime, policy.shadow) == ("5.00", "100.00", False)
     chain = policy.chains["eip155:4217"]
@@ -358,6 +407,11 @@ def test_what_is_left_out_follows_from_the_deposit() -> None:
     assert rule.deposit == "2_000.5"
     assert rule.max_deposits_per_day == "8002.0"
     assert (rule.max_channels_per_scope, rule.authorise_ahead, rule.allow_http) == (4, "0", False)
+
+
+def test_signing_ahead_is_what_the_file_says() -> None:
+    data = changed("policy/hosts/0/authorise_ahead", "0.05")
+    assert parse(data, "my.toml").spend_policy().hosts[0].authorise_ahead == "0.05"
 
 
 def test_zero_deposits_a_day_are_zero() -> None:

@@ -34,3 +34,14 @@ def test_the_adrs_are_numbered_without_gaps() -> None:
     numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "adr").glob("*.md"))]
     assert numbers == sorted(set(numbers))
     assert numbers[0] == 1
+
+
+def test_the_page_on_the_house_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    inside = ROOT / "proxy_addon"
+    rooms = {f"proxy_addon/{one.parent.name}/" for one in inside.glob("*/__init__.py")}
+    modules = {one.name for one in inside.glob("*.py")} - {"__init__.py"}
+    assert {"store/", *rooms, *modules} <= named, sorted({"store/", *rooms, *modules} - named)
+    tops = (ROOT, ROOT / "store", inside)
+    assert not [name for name in named if not any((top / name).exists() for top in tops)]

@@ -21,18 +21,31 @@ def said() -> set[str]:
     """The first argument of whatever refuses; and what the gate itself says."""
     words = set()
     for path in (ROOT / "proxy_addon").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        words |= {
+            node.value.value  # REASON: Final = "…"
+            for node in tree.body
+            if isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == "REASON"
+            and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "reason":
+                value = node.value
+                either = (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+                words |= {one.value for one in either if isinstance(one, ast.Constant)}
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             first = node.args[0]
             if name in RAISED and isinstance(first, ast.Constant) and isinstance(first.value, str):
                 words.add(first.value)
-    return {word for word in words if WORD.match(word)}
+    return {word for word in words if isinstance(word, str) and WORD.match(word)}
 
 
 def test_what_is_said_is_found() -> None:
-    assert {"over-max-price", "limit-reached", "fenced"} <= said()
+    assert {"over-max-price", "limit-reached", "fenced", "destination-not-allowed", "unattributed"} <= said()
 
 
 def test_each_is_explained() -> None:

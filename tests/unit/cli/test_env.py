@@ -105,6 +105,17 @@ def test_an_address_that_can_be_connected_to(config: Path, run_bursar: Bursar, l
     assert got["all_proxy"] == url
 
 
+@pytest.mark.parametrize(
+    "url", ["here", "127.0.0.1:8402", "http://u:pw@h", "socks5://h:1", "http://h:port", "http://[h:1"]
+)
+def test_half_an_address_is_no_proxy(config: Path, run_bursar: Bursar, url: str) -> None:
+    refused = run_bursar("env", "--url", url, "--config", str(config))
+    assert refused.returncode == 2
+    assert "such as http://127.0.0.1:8402" in refused.stderr
+    assert "pw@" not in refused.stderr
+    assert refused.stdout == ""
+
+
 def test_a_port_that_is_new_each_time_has_to_be_named(config: Path, run_bursar: Bursar) -> None:
     config.write_text(config.read_text().replace("listen_port = 8402", "listen_port = 0"))
     refused = run_bursar("env", "--config", str(config))

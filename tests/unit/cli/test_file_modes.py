@@ -53,6 +53,22 @@ def store(home: Path) -> Path:
     return home / "store"
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("agent:s3cret\n", 1), ("# who\n\nagent\n", 3), (":$2y$05$x\n", 1), ("a:$apr1$x$s3cret\n", 1)],
+)
+def test_a_password_that_is_not_hashed_is_refused_unseen(
+    text: str, line: int, tmp_path: Path, run_bursar: Bursar
+) -> None:
+    tmp_path.chmod(0o700)
+    passwords(tmp_path).write_text(text)
+    done = run_bursar("run", "-c", str(tmp_path / "config.toml"))
+    assert done.returncode == 3, done.stderr
+    assert f"line {line} of {tmp_path}/clients" in done.stderr
+    assert f"htpasswd -B {tmp_path}/clients USER" in done.stderr
+    assert "s3cret" not in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604])
 @pytest.mark.parametrize("make", [passwords, key_file, bare_key, store])
 def test_it_ends_and_says_how_to_mend_it(

@@ -112,6 +112,14 @@ def test_a_key_is_imported_under_the_password_in_the_environment(runner: CliRunn
         (["--import-key", "/dev/null"], 3, "64 hex digits"),
         (["--import-key", "x", "--key-env", "Y"], 2, "exclude each other"),
         (["--existing-key"], 3, "key.json"),
+        (
+            ["--key-env", "two words"],
+            3,
+            "wallet.private_key_env: expected the name of an environment variable",
+        ),
+        (["--key-env", KEY], 3, "never the secret itself"),
+        (["--import-key", KEY], 3, "never the key itself"),
+        (["--import-key", KEY.removeprefix("0x")], 3, "a shell keeps what was typed"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_exists(
@@ -121,8 +129,22 @@ def test_what_is_wrong_is_said_before_anything_exists(
     done = init(runner, home, "--host", "api.example.com", *arguments)
     assert done.exit_code == code, done.output
     assert told in done.stderr
+    assert KEY.removeprefix("0x") not in done.output
     assert not (home / "config.toml").exists()
     assert not home.exists() or not list(home.iterdir())
+
+
+def test_limits_are_checked_before_there_is_a_host(runner: CliRunner, tmp_path: Path) -> None:
+    done = init(runner, tmp_path / "home", "--max-price", "-1")
+    assert done.exit_code == 3, done.output
+    assert "policy.hosts[0].max_price: the value is '-1'" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_who_has_a_test_network_is_told_of_the_faucet(runner: CliRunner, tmp_path: Path) -> None:
+    done = init(runner, tmp_path / "home", "--network", "moderato", "--key-env", "NOT_SET_HERE")
+    assert done.exit_code == 0, done.output
+    assert "`bursar faucet`" in done.stdout
 
 
 def test_an_open_directory_is_refused(runner: CliRunner, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,14 @@ def test_an_error_is_one_line_unless_debugging(runner: CliRunner, tmp_path: Path
     assert len(done.stderr.splitlines()) == 1
     debugged = runner.invoke(main.bursar, missing, env={"BURSAR_DEBUG": "1"})
     assert isinstance(debugged.exception, ConfigError)
+
+
+def test_a_server_that_is_not_there(runner: CliRunner, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[store]\ndirectory = "{tmp_path}/store"\n')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    done = runner.invoke(main.bursar, ["inspect", "-c", str(config), f"http://localhost:{port}/quote"])
+    assert done.exit_code == 1
+    assert "localhost did not answer GET" in done.stderr
+    assert "can this machine reach it without a proxy?" in done.stderr
