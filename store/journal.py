@@ -25,6 +25,7 @@ import orjson
 
 from store import ledger_files, ledger_hash
 from store.account import Ended, Ending, Grown, IllegalMove, Move, Probed, Reconciled, Sent, WrittenOff
+from store.amounts import UINT128_MAX
 from store.anchors import Anchor
 from store.contract import StoreUnavailable
 from store.records import Hold, JournalMark
@@ -361,10 +362,10 @@ def _text(value: object) -> str:
 
 
 def _amount(value: object) -> int:
-    """Base units: a negative one would give back, in the fold, what was paid."""
+    """Base units: a negative one would give back, in the fold, what was paid; no voucher has more than a uint128."""
     amount = _number(value)
-    if amount < 0:
-        raise ValueError("an amount below zero")
+    if not 0 <= amount <= UINT128_MAX:
+        raise ValueError("no amount of base units")
     return amount
 
 

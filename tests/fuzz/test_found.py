@@ -111,7 +111,7 @@ def test_a_status_that_is_none(status: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["deep.jsonl", "deep_ending.jsonl", "endless.jsonl", "list.jsonl", "negative.jsonl"]
+    "name", ["deep.jsonl", "deep_ending.jsonl", "endless.jsonl", "huge.jsonl", "list.jsonl", "negative.jsonl"]
 )
 def test_a_line_that_is_not_ours_is_missed_and_never_folded(name: str, tmp_path: Path) -> None:
     data = kept("journal")[name]

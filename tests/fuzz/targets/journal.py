@@ -92,6 +92,7 @@ def seeds() -> dict[str, bytes]:
         "negative.jsonl": file(sent, Ended("r1", Ending.PAID, 7)).replace(
             b'"amount":"100"', b'"amount":"-50"'
         ),
+        "huge.jsonl": file(sent).replace(b'"voucher":"1000"', b'"voucher":"%d"' % 2**128),
         "torn": file(sent)[:-9] + b"~\n" + file(sent)[-40:],
     }
 
