@@ -348,9 +348,12 @@ def test_a_move_is_taken_only_as_it_was_written(whole: Path, changed: dict[str, 
     assert [one.move for one in read_lines(whole)] == ([SENT] if taken else [])
 
 
-@pytest.mark.parametrize(("length", "taken"), [(39, True), (40, True), (41, False)])
-def test_the_longest_number_that_a_line_holds(whole: Path, length: int, taken: bool) -> None:
-    move = {**SENT_JSON, "voucher": "1" * length}
+@pytest.mark.parametrize(
+    ("voucher", "taken"),
+    [("1" * 39, True), (str(2**128 - 1), True), (str(2**128), False), ("1" * 40, False), ("1" * 41, False)],
+)
+def test_the_largest_amount_that_a_line_holds(whole: Path, voucher: str, taken: bool) -> None:
+    move = {**SENT_JSON, "voucher": voucher}
     whole.write_bytes(json.dumps({"v": 1, "n": 3, "channel": "0xc", "move": move}).encode() + b"\n")
     assert [line.number for line in read_lines(whole)] == ([3] if taken else [])
 
