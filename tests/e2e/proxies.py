@@ -109,7 +109,9 @@ class Home:
     def ledger(self) -> list[dict[str, Any]]:
         """All lines of all processes, in order of time."""
         files = sorted((self.store / "ledger").glob("*.jsonl"))
-        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        # What has no end yet is being written in this moment.
+        whole = [file.read_text().rpartition("\n")[0] for file in files]
+        lines = [json.loads(line) for text in whole for line in text.splitlines()]
         return sorted(lines, key=lambda line: line["t"])
 
     def ledger_of(self, kind: str, **wanted: object) -> list[dict[str, Any]]:
